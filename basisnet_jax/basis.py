@@ -1,0 +1,212 @@
+"""The idea of the paper on one page: N kernels where a network had one, mixed anew for every example.
+
+`with_bases(network, N)` gives any NNX network's convolutions (and, if asked, linear layers) N kernels each;
+`mixed(network, coefficients)` runs it with every example's own mixture; `synthesize(network, coefficients)` turns it
+back into the plain network for one set of coefficients:
+
+    specialist = with_bases(network, 16, rngs=nnx.Rngs(0))
+    with mixed(specialist, coefficients):        # [B, K, N]: example, layer, basis
+        logits = specialist(images)              # the network's own code, unchanged
+    plain = synthesize(specialist, coefficients[0])
+
+Coefficients never pass through the network's signature, and are gone when the block ends: nothing that depends on the
+batch is ever part of the saved state. Biases, batch norm and all layers not chosen are shared by all bases.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from basisnet_jax import conv as conv_lib
+
+
+def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
+    """Every example's kernel, sum_n coefficients[b, n] * kernels[n]: [B, N], [N, ...] -> [B, ...]."""
+    return jnp.einsum("bn,n...->b...", coefficients_BN.astype(kernels_N.dtype), kernels_N)
+
+
+class BasisLayer(nnx.Module):
+    """A layer that holds N kernels, [N, *kernel shape], in the place of its one, and mixes them for each example."""
+
+    def __init__(self, layer: nnx.Conv | nnx.Linear, kernels_N: jax.Array):
+        self.layer = layer
+        self.layer.kernel = nnx.Param(kernels_N)
+        self.num_bases = kernels_N.shape[0]
+        self.coefficients: jax.Array | None = nnx.data(None)  # [B, N], set by `mixed`
+
+    def operands(self, x):
+        """Input, every example's kernel and the bias (or None) in the layer's computation dtype."""
+        if self.coefficients is None:
+            raise ValueError("a basis layer was called without coefficients: call the network inside `mixed`")
+        layer = self.layer
+        bias = None if layer.bias is None else layer.bias[...]
+        x, kernels_N, bias = layer.promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)
+        return x, mix(self.coefficients, kernels_N), bias
+
+
+class BasisConv(BasisLayer):
+    """`nnx.Conv` with N kernels, [N, *window, I / groups, O]."""
+
+    def __call__(self, x):
+        x, kernels_B, bias = self.operands(x)
+        y = conv_lib.conv_per_example(
+            x,
+            kernels_B,
+            strides=_per_dimension(self.layer.strides, self.layer),
+            padding=_padding(self.layer),
+            dilation=_per_dimension(self.layer.kernel_dilation, self.layer),
+            groups=self.layer.feature_group_count,
+        )
+        return y if bias is None else y + bias
+
+
+class BasisLinear(BasisLayer):
+    """`nnx.Linear` with N kernels, [N, I, O]: [B, ..., I] -> [B, ..., O]."""
+
+    def __call__(self, x):
+        x, kernels_B, bias = self.operands(x)
+        y = jnp.einsum("b...i,bio->b...o", x, kernels_B)
+        return y if bias is None else y + bias
+
+
+Initializer = Callable[[jax.Array, jax.Array, int], jax.Array]
+
+
+def independent(key: jax.Array, kernel: jax.Array, num_bases: int) -> jax.Array:
+    """N independent kernels: the network's own first, then normal draws with its standard deviation.
+
+    The layer's own initialiser is not needed, so this works for any network whose weights were just initialised.
+    """
+    drawn = jnp.std(kernel) * jax.random.normal(key, (num_bases - 1, *kernel.shape), kernel.dtype)
+    return jnp.concatenate([kernel[None], drawn])
+
+
+def copies(noise: float) -> Initializer:
+    """N copies of the given kernel, each plus normal noise of `noise` times the kernel's standard deviation.
+
+    With noise 0 and coefficients that sum to one, the network computes what it computed before.
+    """
+
+    def initialize(key, kernel, num_bases):
+        shape = (num_bases, *kernel.shape)
+        spread = noise * jnp.std(kernel) * jax.random.normal(key, shape, kernel.dtype)
+        return jnp.broadcast_to(kernel, shape) + spread
+
+    return initialize
+
+
+def convolutions(path: str, layer: nnx.Module) -> bool:
+    """The default choice of layers: every convolution."""
+    return isinstance(layer, nnx.Conv)
+
+
+def matching(pattern: str) -> Callable[[str, nnx.Module], bool]:
+    """The choice of the layers whose whole path, such as "stages/0/1/expand/conv", the regular expression matches."""
+    return lambda path, layer: re.fullmatch(pattern, path) is not None
+
+
+def with_bases(
+    network: nnx.Module,
+    num_bases: int,
+    *,
+    where: Callable[[str, nnx.Module], bool] = convolutions,
+    init: Initializer = independent,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """A copy of `network` in which the chosen layers hold `num_bases` kernels each.
+
+    Args:
+      network: any NNX network; its code is not touched, `nnx.Conv` and `nnx.Linear` inside it are exchanged.
+      num_bases: N >= 1.
+      where: which layers get bases, by (path joined with "/", layer).
+      init: the N kernels from (key, the layer's kernel, N): `independent`, or `copies(noise)` of given weights.
+      rngs: its stream "params" is drawn from.
+
+    Raises:
+      ValueError: no layer was chosen, or one was whose kind of convolution cannot have one kernel per example.
+    """
+    if num_bases < 1:
+        raise ValueError(f"num_bases={num_bases}, expected at least 1")
+
+    def exchange(path, layer):
+        path = "/".join(map(str, path))
+        if not isinstance(layer, (nnx.Conv, nnx.Linear)) or not where(path, layer):
+            return layer
+        if isinstance(layer, nnx.Conv):
+            _check_supported(path, layer)
+        kernels_N = init(rngs.params(), layer.kernel[...], num_bases)
+        return (BasisConv if isinstance(layer, nnx.Conv) else BasisLinear)(layer, kernels_N)
+
+    network = nnx.recursive_map(exchange, nnx.clone(network))
+    if not basis_layers(network):
+        raise ValueError("no layer of the network was chosen to get bases")
+    return network
+
+
+def basis_layers(network: nnx.Module) -> dict[str, BasisLayer]:
+    """The basis layers by path. Their order is that of the K axis of the coefficients."""
+    return {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_modules(network)
+        if isinstance(module, BasisLayer)
+    }
+
+
+@contextlib.contextmanager
+def mixed(network: nnx.Module, coefficients_BKN: jax.Array) -> Iterator[None]:
+    """Inside this block the network runs with kernels mixed by `coefficients` [B, K, N], one row an example.
+
+    K is the number of `basis_layers`, in their order, or 1: one vector for all layers.
+    """
+    layers = basis_layers(network)
+    if coefficients_BKN.ndim != 3 or coefficients_BKN.shape[1] not in (1, len(layers)):
+        raise ValueError(f"coefficients have shape {coefficients_BKN.shape}, expected [B, {len(layers)} or 1, N]")
+    for k, layer in enumerate(layers.values()):
+        layer.coefficients = coefficients_BKN[:, k % coefficients_BKN.shape[1]]
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.coefficients = None
+
+
+def synthesize(network: nnx.Module, coefficients_KN: jax.Array) -> nnx.Module:
+    """The plain network (ordinary layers, one kernel each) for one example's coefficients [K or 1, N]."""
+    paths = list(basis_layers(network))
+    if coefficients_KN.ndim != 2 or coefficients_KN.shape[0] not in (1, len(paths)):
+        raise ValueError(f"coefficients have shape {coefficients_KN.shape}, expected [{len(paths)} or 1, N]")
+
+    def exchange(path, layer):
+        if not isinstance(layer, BasisLayer):
+            return layer
+        k = paths.index("/".join(map(str, path))) % coefficients_KN.shape[0]
+        plain = layer.layer
+        plain.kernel = nnx.Param(mix(coefficients_KN[k][None], plain.kernel[...])[0])
+        return plain
+
+    return nnx.recursive_map(exchange, nnx.clone(network))
+
+
+def _check_supported(path: str, layer: nnx.Conv) -> None:
+    if layer.mask is not None or _per_dimension(layer.input_dilation, layer) != (1,) * len(layer.kernel_size):
+        raise ValueError(f"{path}: a convolution with a mask or input dilation cannot have bases; leave it out of `where`")
+    if isinstance(layer.padding, str) and layer.padding not in ("SAME", "VALID"):
+        raise ValueError(f"{path}: padding {layer.padding!r} cannot have bases, expected SAME, VALID or numbers")
+
+
+def _per_dimension(value, layer: nnx.Conv) -> tuple[int, ...]:
+    if value is None or isinstance(value, int):
+        return (value or 1,) * len(layer.kernel_size)
+    return tuple(value)
+
+
+def _padding(layer: nnx.Conv):
+    """`layer.padding` as "SAME", "VALID" or (low, high) pairs."""
+    if isinstance(layer.padding, str):
+        return layer.padding
+    sides = (layer.padding,) * len(layer.kernel_size) if isinstance(layer.padding, int) else layer.padding
+    return tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)

@@ -1,0 +1,165 @@
+"""BasisNet: a preview network's first answer and coefficients, and the specialist they synthesize.
+
+The form of the coefficients (one softmax over the bases for each layer) is our reconstruction of the paper, an
+assumption; sigmoid, temperature and one vector for all layers are here to be compared with it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from basisnet_jax import basis, networks
+from basisnet_jax.errors import UserError
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+
+class Outputs(NamedTuple):
+    """What a model computes for images [B, H, W, C]. A network with no preview leaves the last two None."""
+
+    logits: jax.Array  # [B, classes], final
+    preview_logits: jax.Array | None = None  # [B, classes]
+    coefficients: jax.Array | None = None  # [B, K, N]; K is 1 where all layers share them
+
+
+class BasisNet(nnx.Module):
+    """Two stages: `preview_stage` on every image, `specialist_stage` where the preview is not confident.
+
+    Args:
+      specialist: a network that went through `basis.with_bases`.
+      preview: a network with `features(images) -> [B, F]`, and `dropout` and `classifier` (an `nnx.Linear`) on them.
+      preview_size: side to which images are resized for the preview, in pixels.
+      activation: "softmax" (coefficients of a layer sum to one) or "sigmoid" (each on its own).
+      temperature: the activation's argument is divided by it; higher is more even.
+      shared: one vector of coefficients for all layers, instead of one for each.
+    """
+
+    def __init__(
+        self,
+        specialist: nnx.Module,
+        preview: nnx.Module,
+        *,
+        preview_size: int,
+        activation: str = "softmax",
+        temperature: float = 1.0,
+        shared: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        layers = basis.basis_layers(specialist)
+        counts = {layer.num_bases for layer in layers.values()}
+        if len(counts) != 1:
+            raise ValueError(f"the specialist's basis layers have {sorted(counts)} bases, expected one number for all")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"coefficient activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        self.specialist = specialist
+        self.preview = preview
+        self.preview_size = preview_size
+        self.activation = activation
+        self.temperature = temperature
+        self.num_vectors = 1 if shared else len(layers)
+        self.num_bases = counts.pop()
+        # Nearly even coefficients at first: every basis gets gradient from every example.
+        self.coefficient_head = nnx.Linear(
+            preview.classifier.in_features,
+            self.num_vectors * self.num_bases,
+            kernel_init=nnx.initializers.normal(0.01),
+            rngs=rngs,
+        )
+
+    def preview_stage(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, C] to the first prediction [B, classes] and the coefficients [B, K, N], float32."""
+        features = self.preview.features(resize(images, self.preview_size))
+        logits = self.preview.classifier(self.preview.dropout(features))
+        raw = self.coefficient_head(features).reshape(-1, self.num_vectors, self.num_bases)
+        raw = raw.astype(jnp.float32) / self.temperature
+        return logits, jax.nn.softmax(raw) if self.activation == "softmax" else jax.nn.sigmoid(raw)
+
+    def specialist_stage(self, images: jax.Array, coefficients: jax.Array) -> jax.Array:
+        """The final prediction [B, classes], each image's by kernels mixed with its own coefficients [B, K, N]."""
+        with basis.mixed(self.specialist, coefficients):
+            return self.specialist(images)
+
+    def __call__(self, images: jax.Array) -> Outputs:
+        preview_logits, coefficients = self.preview_stage(images)
+        return Outputs(self.specialist_stage(images, coefficients), preview_logits, coefficients)
+
+
+def create(config: ml_collections.ConfigDict) -> nnx.Module:
+    """The model that a config describes: a `BasisNet`, or with `config.model = "static"` the plain `config.network`."""
+    if config.model not in ("basisnet", "static"):
+        raise UserError(f'config.model={config.model!r}, expected "basisnet" or "static"')
+    common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
+    rngs = nnx.Rngs(config.seed)
+    network = networks.create(**config.network, **common, rngs=rngs)
+    if config.model == "static":
+        return network
+    specialist = basis.with_bases(
+        network, config.basis.num_bases, where=basis.matching(config.basis.layers), rngs=rngs
+    )
+    preview = dict(config.preview)
+    preview_size = preview.pop("image_size")
+    return BasisNet(
+        specialist,
+        networks.create(**preview, **common, rngs=rngs),
+        preview_size=preview_size,
+        **config.coefficients,
+        rngs=rngs,
+    )
+
+
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Images [B, H, W, C] at [B, size, size, C], bilinear with antialiasing; costs no multiply-adds we count."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return jax.image.resize(images, (images.shape[0], size, size, images.shape[-1]), "bilinear")
+
+
+class Functional(NamedTuple):
+    """A model as plain data and pure functions of it, which is what training, evaluation and checkpoints see."""
+
+    params: dict
+    batch_stats: dict
+    train: Callable  # (params, batch_stats, images, key) -> (Outputs, new batch_stats)
+    evaluate: Callable  # (params, batch_stats, images) -> Outputs
+
+
+def functional(model: nnx.Module) -> Functional:
+    """Splits a model; all its randomness in training (dropout) follows from the key given to `train`."""
+    model.train()
+    train_graph, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+
+    def outputs(model, images):
+        result = model(images)
+        return result if isinstance(result, Outputs) else Outputs(result)
+
+    def train(params, batch_stats, images, key):
+        fresh = nnx.State(params), nnx.State(batch_stats), _reseeded(rest, key)
+        model = nnx.merge(train_graph, *fresh, copy=True)
+        return outputs(model, images), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def evaluate(params, batch_stats, images):
+        model = nnx.merge(eval_graph, nnx.State(params), nnx.State(batch_stats), rest, copy=True)
+        return outputs(model, images)
+
+    return Functional(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), train, evaluate)
+
+
+def _reseeded(rest: nnx.State, key: jax.Array) -> nnx.State:
+    """The state with every random key in it replaced by one that follows from `key`."""
+    leaves, tree = jax.tree.flatten(rest)
+    keys = [
+        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(tree, keys)
+
+
+def create_abstract(config: ml_collections.ConfigDict) -> nnx.Module:
+    """The model of a config with shapes in place of arrays: costs no memory, for counting."""
+    return nnx.eval_shape(lambda: create(config))

@@ -1,0 +1,84 @@
+"""Orbax checkpoints of a training state: asynchronous, the newest k and the best kept.
+
+The data position is the step itself: the batch of step t is a function of (config.seed, t) alone, so a state restored
+at step t goes on with the batch it would have seen (`data.pipeline.train_batches(config, first_step=t)`).
+"""
+
+import os
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from basisnet_jax.errors import UserError
+
+
+def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir. With `keep` it writes, and keeps that many newest and the best; without it reads.
+
+    The best is the one with the highest validation top-1 among those saved with metrics.
+    """
+
+    def top1(metrics):
+        return metrics["top1"]
+
+    if keep is None:
+        options = ocp.CheckpointManagerOptions(best_fn=top1, read_only=True, create=False)
+    else:
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(keep),
+                preservation_policy.BestN(get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        # A killed run leaves its unfinished save behind under a temporary name; the next run removes it.
+        options = ocp.CheckpointManagerOptions(best_fn=top1, preservation_policy=policy, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(directory(workdir), options=options)
+
+
+def directory(workdir: str) -> str:
+    return os.path.join(os.path.abspath(workdir), "checkpoints")
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state, metrics: dict | None = None) -> None:
+    """Starts to save; the arrays are copied before this returns, so the state may be donated to the next step."""
+    checkpoints.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics)
+
+
+def restore(checkpoints: ocp.CheckpointManager, step: int, like):
+    """The state saved at `step`, with the tree, shapes, dtypes and shardings of `like` (arrays or their shapes).
+
+    `like` may have only some of the saved state's fields; the others are not read.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, or it is of another model.
+    """
+    if step not in checkpoints.all_steps():
+        steps = ", ".join(map(str, sorted(checkpoints.all_steps()))) or "none"
+        raise UserError(f"no checkpoint of step {step} in {checkpoints.directory}; there are: {steps}")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+        return checkpoints.restore(step, args=args)
+    except Exception as error:  # tensorstore and Orbax raise half a dozen types for a damaged file
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"checkpoint {checkpoints.directory}/{step} cannot be read: it is damaged or of another model "
+            f"({reason[:200]}); remove that folder to go on from the one before it"
+        ) from error
+
+
+def pick(checkpoints: ocp.CheckpointManager, which: str | int | None = None) -> int:
+    """The step meant by "best", a number, or None for the newest."""
+    newest = checkpoints.latest_step()
+    if newest is None:
+        raise UserError(f"no checkpoint in {checkpoints.directory}: train first")
+    if which is None:
+        return newest
+    if which == "best":
+        return checkpoints.best_step() or newest
+    try:
+        return int(which)
+    except ValueError:
+        raise UserError(f'--checkpoint={which!r}, expected a step or "best"') from None

@@ -1,0 +1,147 @@
+"""The `basisnet` command. Every verb parses its flags, then calls one function.
+
+Exit codes: 0; 2 for a user's mistake, told in one line; 1, with a traceback, for a fault of ours.
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+# Before anything imports TensorFlow: its start-up notes are no news to the user.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from basisnet_jax.errors import UserError
+
+
+def train(argv: list[str]) -> None:
+    """basisnet train --config=FILE[:args] --workdir=DIR [--config.field=value ...]"""
+    parsed = parse(argv, "config", "workdir")
+    from basisnet_jax import train
+
+    train.train(resolve(parsed.config), parsed.workdir)
+
+
+def evaluate(argv: list[str]) -> None:
+    """basisnet evaluate --workdir=DIR [--checkpoint=STEP|best] [--threshold=T]"""
+    parsed = parse(argv, "workdir", checkpoint=None, threshold=None)
+    from basisnet_jax import evaluate, train
+
+    threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
+    config = train.load_config(parsed.workdir)
+    print(evaluate.table(evaluate.evaluate(config, parsed.workdir, parsed.checkpoint, threshold)))
+
+
+def madds(argv: list[str]) -> None:
+    """basisnet madds --config=FILE[:args] [--json] [--share=0.35]"""
+    parsed = parse(argv, "config", json=False, share="0.35")
+    from basisnet_jax import basisnet, evaluate, madds
+
+    config = resolve(parsed.config)
+    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    share = number("share", parsed.share)
+    print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
+
+
+def import_(argv: list[str]) -> None:
+    """basisnet import --network=NAME --weights=FILE.pth|.safetensors --workdir=DIR [--origin=tensorflow|pytorch]"""
+    parsed = parse(argv, "network", "weights", "workdir", origin=None)
+    from basisnet_jax import weights
+
+    weights.import_weights(parsed.network, parsed.weights, parsed.workdir, parsed.origin)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "madds": madds,
+    "import": import_,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    quiet_logs()
+    try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print("\n".join(verb.__doc__ for verb in VERBS.values()))
+            return 0
+        if argv[0] not in VERBS:
+            raise UserError(f"verb {argv[0]!r} is unknown, expected one of {', '.join(VERBS)}")
+        VERBS[argv[0]](argv[1:])
+        return 0
+    except UserError as error:
+        print(f"basisnet: {error}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def parse(argv: list[str], *required: str, **optional: str | bool | None) -> flags.FlagValues:
+    """The flags of one verb. "config" is an ml_collections file with overrides, the others strings or booleans."""
+    values = flags.FlagValues()
+    for name in required:
+        if name == "config":
+            config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+        else:
+            flags.DEFINE_string(name, None, "", flag_values=values)
+    for name, default in optional.items():
+        define = flags.DEFINE_bool if isinstance(default, bool) else flags.DEFINE_string
+        define(name, default, "", flag_values=values)
+    if "config" in required:
+        check_config_file(argv)
+    try:
+        rest = values(["basisnet", *argv])[1:]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # What ml_collections raises for an unknown field, a value of another type, or a bad config argument.
+        raise UserError(f"--config: {' '.join(str(error).strip(chr(39)).split())}") from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+    for name in required:
+        if values[name].value is None:
+            raise UserError(f"--{name} is missing")
+    return values
+
+
+def check_config_file(argv: list[str]) -> None:
+    """A config that is not there is reported before ml_collections tries to run it."""
+    for i, argument in enumerate(argv):
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            path = (value or (argv[i + 1] if i + 1 < len(argv) else "")).partition(":")[0]
+            if not os.path.isfile(path):
+                raise UserError(f"config file {path!r} does not exist")
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config as it will read back from `config.json`: plain values, tuples as lists."""
+    return ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--{name}={text!r}, expected a number") from None
+
+
+def quiet_logs() -> None:
+    """Of the libraries' logs only warnings are shown, and clu's progress."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.levelno >= logging.converter.STANDARD_WARNING or "clu" in record.pathname)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Batches for training and evaluation: TFDS and tf.data in, numpy arrays of this host's share out.
+
+The training batch of step t is a function of (config.seed, t) and of the host alone. A run that resumes at step t
+therefore needs no saved position: `train_batches(config, first_step=t)` goes on as if nothing had happened.
+
+Examples are shuffled undecoded, so that skipping what a resumed epoch has already seen costs next to nothing;
+decoding and augmentation come after the skip. A large dataset is read anew by one pipeline an epoch; a small one is
+kept in memory and fed by one pipeline for the whole run, since building a pipeline takes longer than a short epoch.
+
+The fields read are config.dataset, data_dir, image_size, channels, num_classes, batch_size and eval_batch_size (both
+over all hosts), seed, shuffle_buffer_size, train_split and augment (shift, rotation, zoom, flip). Images leave as
+uint8 [b, image_size, image_size, channels], labels as int32 [b], where b is this host's share of the batch.
+"""
+
+import contextlib
+import difflib
+import functools
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from clu import deterministic_data
+
+import basisnet_jax.data.digits  # noqa: F401  (registers the name with TFDS)
+from basisnet_jax import augment
+from basisnet_jax.errors import UserError
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+_IN_MEMORY_BYTES = 50e6  # A dataset no bigger than this on disk is read once and kept, still encoded.
+
+
+def train_batches(config, first_step: int = 0, *, process_index=None, process_count=None) -> Batches:
+    """Endless shuffled, augmented batches {'image', 'label'}, the first of them that of step `first_step`.
+
+    An epoch is `steps_per_epoch(config)` full batches, sees each example at most once, and leaves out the few that do
+    not fill a batch, other ones each time. The host's index and count are JAX's unless given.
+    """
+    ds_builder = builder(config)
+    index, count = _host(process_index, process_count)
+    split = tfds.even_splits(config.train_split, count, drop_remainder=True)[index]
+    steps, batch_size = steps_per_epoch(config, process_count=count), _per_host(config, "batch_size", count)
+    epoch, skip = divmod(first_step, steps)
+    preprocess = _preprocess(ds_builder, config)
+
+    def batches(ds):
+        return _to_numpy(ds.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+
+    if _fits_in_memory(ds_builder):
+        examples = _in_memory(ds_builder.data_dir, split)
+
+        def one_epoch(epoch):
+            words = _random_words(config.seed, epoch, index)
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(examples["label"])), [words[0], 0])
+            ds = tf.data.Dataset.from_tensor_slices(order[: steps * batch_size]).enumerate()
+            return ds.map(lambda i, row: ({name: column[row] for name, column in examples.items()}, i, words))
+
+        ds = tf.data.Dataset.range(epoch, sys.maxsize).flat_map(one_epoch)
+        return batches(ds.skip(skip * batch_size))
+
+    def streamed(epoch, skip):
+        while True:
+            words = _random_words(config.seed, epoch, index)
+            ds = _read(ds_builder, split, rng=words[:2], shuffle=True, shuffle_buffer_size=config.shuffle_buffer_size)
+            ds = ds.enumerate().skip(skip * batch_size)
+            yield from batches(ds.map(lambda i, example, words=words: (example, i, words)))
+            epoch, skip = epoch + 1, 0
+
+    return streamed(epoch, skip)
+
+
+def eval_batches(config, split: str, *, process_index=None, process_count=None) -> Batches:
+    """Batches {'image', 'label', 'mask'} of every example once, in order, as they are.
+
+    All hosts make the same number of full batches and together hold every example once, for any size of the split.
+    `mask`, bool [b], is False at the rows of zeros that fill up the end.
+    """
+    ds_builder = builder(config)
+    index, count = _host(process_index, process_count)
+    batch_size = _per_host(config, "eval_batch_size", count)
+    shares = tfds.even_splits(split, count)  # Remainders go to the first: no host has more than host 0.
+    num_own, num_first = _count(ds_builder, shares[index]), _count(ds_builder, shares[0])
+    num_batches = -(-num_first // batch_size)
+    # TFDS refuses to read an empty share, so a host without examples takes none of somebody else's.
+    share = shares[index if num_own else 0]
+    if _fits_in_memory(ds_builder):
+        ds = tf.data.Dataset.from_tensor_slices(_in_memory(ds_builder.data_dir, share))
+    else:
+        ds = _read(ds_builder, share, shuffle=False)
+    ds = ds.take(num_own).map(_preprocess(ds_builder, config), num_parallel_calls=tf.data.AUTOTUNE)
+    ds = deterministic_data.pad_dataset(ds, batch_dims=[batch_size], pad_up_to_batches=num_batches, cardinality=num_own)
+    return _to_numpy(ds, batch_size)
+
+
+def steps_per_epoch(config, *, process_count: int | None = None) -> int:
+    """Full batches in an epoch of training; the same on all hosts, since shares are cut to equal size."""
+    count = _host(0, process_count)[1]
+    num_share = _count(builder(config), tfds.even_splits(config.train_split, count, drop_remainder=True)[0])
+    steps = num_share // _per_host(config, "batch_size", count)
+    if not steps:
+        available = f"the {num_share * count} examples of {config.dataset} {config.train_split!r} on {count} host(s)"
+        raise UserError(f"config.batch_size is {config.batch_size}: {available} do not make one full batch")
+    return steps
+
+
+def num_examples(config, split: str) -> int:
+    """Examples in a TFDS split string such as 'train', 'train[:90%]' or 'train+validation'."""
+    return _count(builder(config), split)
+
+
+def builder(config) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of config.dataset, in agreement with the config and prepared on disk.
+
+    Raises:
+      UserError: the name is unknown; the dataset's features, number of classes or number of channels are not what the
+        config says; or the data are not there and cannot be fetched.
+    """
+    _keep_tensorflow_off_accelerators()
+    name = config.dataset
+    try:
+        ds_builder = tfds.builder(name, data_dir=config.data_dir or None)
+    except ValueError as error:  # DatasetNotFoundError, an unknown configuration, or a name that cannot be one
+        known = set(tfds.list_builders(with_community_datasets=False))
+        close = difflib.get_close_matches(name.split("/")[0], sorted(known))
+        hint = f"the closest known: {', '.join(close)}" if close else "`digits` and the names of TFDS are known"
+        raise UserError(f"unknown dataset {name!r}; {hint}") from error
+    features = dict(ds_builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"{name} has no features 'image' and 'label': it is not an image classification dataset")
+    channels = image.shape[-1]
+    if image.np_dtype != np.uint8 or channels not in (1, 3):
+        raise UserError(f"{name} has {image.np_dtype} images with {channels} channels; expected uint8 with 1 or 3")
+    if config.channels not in (1, 3):
+        raise UserError(f"config.channels is {config.channels}, but must be 1 or 3; {name} has {channels}")
+    if config.num_classes != label.num_classes:
+        raise UserError(f"config.num_classes is {config.num_classes}, but {name} has {label.num_classes} classes")
+    return ds_builder if ds_builder.data_path.exists() else _prepare(name, ds_builder)
+
+
+def _prepare(name: str, ds_builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS announces its work on stdout, which is for results.
+            ds_builder.download_and_prepare()
+    except Exception as error:  # Whatever TFDS, the network or the disk may raise.
+        # TFDS moves a finished folder into place in one step. Should another process have been faster, then ours
+        # could not be moved there, and theirs is as good.
+        if not ds_builder.data_path.exists():
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"dataset {name!r} is not in {ds_builder.data_dir} and could not be prepared ({reason}); run "
+                f"`tfds build {name} --data_dir={ds_builder.data_dir_root}` where there is internet, or point "
+                "config.data_dir to a folder that has it"
+            ) from error
+    return tfds.builder_from_directory(ds_builder.data_dir)
+
+
+@functools.cache
+def _keep_tensorflow_off_accelerators():
+    # TensorFlow only reads data here, but would take all memory of the GPUs that JAX is to use.
+    tf.config.set_visible_devices([], "GPU")
+
+
+def _host(process_index, process_count):
+    return (
+        jax.process_index() if process_index is None else process_index,
+        jax.process_count() if process_count is None else process_count,
+    )
+
+
+def _per_host(config, field, count):
+    if config[field] % count:
+        raise UserError(f"config.{field} is {config[field]}, which {count} hosts cannot share equally")
+    return config[field] // count
+
+
+def _count(ds_builder, split):
+    try:
+        return ds_builder.info.splits[split].num_examples
+    except (ValueError, KeyError) as error:
+        known = ", ".join(f"{name} ({info.num_examples})" for name, info in ds_builder.info.splits.items())
+        split = getattr(split, "split", split)  # a host's share names the split that it is a share of
+        raise UserError(f"{ds_builder.name} has no split {split!r}; it has {known}") from error
+
+
+def _random_words(seed, epoch, process_index):
+    """Three random int64: for the order of an epoch on this host, for its affine changes, for its flips.
+
+    By TensorFlow and not by JAX, whose operations would queue behind the training steps on the accelerator.
+    """
+    key = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    key = tf.random.experimental.stateless_fold_in(key, tf.cast(process_index, tf.int64))
+    return tf.random.stateless_uniform([3], key, minval=None, maxval=None, dtype=tf.int64)
+
+
+def _fits_in_memory(ds_builder):
+    return ds_builder.info.dataset_size <= _IN_MEMORY_BYTES
+
+
+@functools.lru_cache(maxsize=8)
+def _in_memory(directory, split):
+    """All of `split`, {'image': string [n], 'label': int64 [n]}, the images undecoded."""
+    ds = _read(tfds.builder_from_directory(directory), split, shuffle=False)
+    ds = ds.map(lambda example: {"image": example["image"], "label": example["label"]})
+    return ds.batch(ds.cardinality()).get_single_element()
+
+
+def _read(ds_builder, split, **kwargs):
+    """Dataset of the undecoded examples of `split`, once."""
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return deterministic_data.create_dataset(ds_builder, split=split, decoders=decoders, num_epochs=1, **kwargs)
+
+
+def _preprocess(ds_builder, config):
+    """Function of an undecoded example and, for training, its index in the epoch and the epoch's random words."""
+    amounts = config.augment
+
+    @tf.function  # Traced once, not again for every epoch.
+    def preprocess(example, index=None, words=None):
+        image = _decode_and_resize(ds_builder, config, example["image"])
+        if words is not None:
+            # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
+            seed = tf.stack([words[1], index])
+            image = augment.affine(image, seed, shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
+            image = augment.random_flip(image, tf.stack([words[2], index])) if amounts.flip else image
+        image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+        return {"image": image, "label": tf.cast(example["label"], tf.int32)}
+
+    return preprocess
+
+
+def _decode_and_resize(ds_builder, config, encoded):
+    """Encoded string -> float32 [image_size, image_size, channels] in 0..255."""
+    image = ds_builder.info.features["image"].decode_example(encoded)
+    image = tf.image.resize(image, [config.image_size] * 2, method="bilinear", antialias=True)
+    if image.shape[-1] == 1 and config.channels == 3:
+        return tf.tile(image, [1, 1, 3])
+    if image.shape[-1] == 3 and config.channels == 1:
+        return tf.image.rgb_to_grayscale(image)
+    return image
+
+
+def _to_numpy(ds, batch_size):
+    options = tf.data.Options()
+    options.deterministic = True
+    return ds.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options).as_numpy_iterator()

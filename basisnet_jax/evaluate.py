@@ -1,0 +1,174 @@
+"""Exact, masked metrics of both heads, and what early termination makes of them."""
+
+import datetime
+import json
+import os
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from basisnet_jax import basisnet, checkpoint, early_exit, losses, madds, partition, plots
+from basisnet_jax.basisnet import Functional
+from basisnet_jax.data import pipeline
+
+
+def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
+    """Evaluates a checkpoint on the test split and writes `evaluation.json` and `early_termination.png`.
+
+    Args:
+      config: of the run in `workdir`.
+      workdir: with the checkpoints; also where the results go.
+      which: a step, "best" (on the validation split), or None for the newest.
+      threshold: at which the preview's confidence ends inference; None chooses it on the validation split.
+    """
+    model = basisnet.create(config)
+    functions = basisnet.functional(model)
+    mesh = partition.create_mesh(config.eval_batch_size)
+    state = {
+        "params": functions.params,
+        "batch_stats": functions.batch_stats,
+        "ema_params": functions.params,
+        "ema_batch_stats": functions.batch_stats,
+    }
+    checkpoints = checkpoint.manager(workdir)
+    step = checkpoint.pick(checkpoints, which)
+    state = checkpoint.restore(checkpoints, step, state)
+    return write_report(config, workdir, functions, state, step, mesh, threshold)
+
+
+def write_report(config, workdir: str, functions: Functional, state, step: int, mesh: Mesh, threshold=None) -> dict:
+    """Test metrics with the averaged (EMA) and the raw weights, written to `workdir` and returned."""
+    per_example = make_per_example(config, functions, mesh)
+    averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
+    raw = per_example(state["params"], state["batch_stats"], config.test_split)
+    items = madds.count(basisnet.create_abstract(config), image_shape(config))
+    report = {
+        **summarize(averaged),
+        "madds": madds.total(items),
+        "step": step,
+        "split": config.test_split,
+        "weights": "ema",
+        "raw": summarize(raw),
+    }
+    if "confidence" in averaged:
+        costs = madds.preview_only(items), madds.total(items)
+        chosen_on = "given"
+        if threshold is None:
+            chosen_on = config.validation_split
+            held_out = per_example(state["ema_params"], state["ema_batch_stats"], config.validation_split)
+            threshold = early_exit.choose(_curve(held_out, costs), config.max_drop)
+        points = _curve(averaged, costs)
+        report |= {
+            "preview_madds": costs[0],
+            "early_termination": {
+                **early_exit.at(points, threshold)._asdict(),
+                "chosen_on": chosen_on,
+                "curve": [point._asdict() for point in early_exit.thin(points)],
+            },
+        }
+    report["provenance"] = provenance(config)
+    if jax.process_index() == 0:
+        with open(os.path.join(workdir, "evaluation.json"), "w") as file:
+            json.dump(report, file, indent=1)
+        if "early_termination" in report:
+            plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
+    return report
+
+
+def make_per_example(config, functions: Functional, mesh: Mesh):
+    """`per_example(params, batch_stats, split)`: arrays [examples] of every example of a split, each exactly once."""
+
+    @jax.jit
+    def step(params, batch_stats, batch):
+        outputs = functions.evaluate(params, batch_stats, normalize(batch["image"], config))
+        targets = losses.targets(batch["label"], config.num_classes)
+        rows = {"mask": batch["mask"], **_head(outputs.logits, targets, batch["label"], "")}
+        if outputs.preview_logits is not None:
+            rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
+            rows["confidence"] = early_exit.confidence(outputs.preview_logits)
+        return rows
+
+    def per_example(params, batch_stats, split):
+        gathered = []
+        for batch in pipeline.eval_batches(config, split):
+            rows = step(params, batch_stats, partition.global_batch(batch, mesh))
+            if jax.process_count() > 1:
+                rows = multihost_utils.process_allgather(rows, tiled=True)
+            gathered.append(jax.tree.map(np.asarray, rows))
+        columns = {name: np.concatenate([rows[name] for rows in gathered]) for name in gathered[0]}
+        mask = columns.pop("mask").astype(bool)
+        return {name: column[mask] for name, column in columns.items()}
+
+    return per_example
+
+
+def summarize(per_example: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the examples, summed in double precision and divided once."""
+    means = {
+        name: float(np.sum(column, dtype=np.float64) / len(column))
+        for name, column in per_example.items()
+        if name != "confidence"
+    }
+    return {**means, "num_examples": len(per_example["top1"])}
+
+
+def table(report: dict) -> str:
+    """The report as the short table that ends a training run."""
+    rows = [("", "top-1", "top-5", "loss", "MAdds per image")]
+    if "early_termination" in report:
+        heads = [("preview", "preview_", report["preview_madds"]), ("final", "", report["madds"])]
+    else:
+        heads = [("final", "", report["madds"])]
+    for name, prefix, cost in heads:
+        top1, top5, loss = (report[prefix + metric] for metric in ("top1", "top5", "loss"))
+        rows.append((name, f"{top1:.4f}", f"{top5:.4f}", f"{loss:.4f}", f"{cost / 1e6:.2f}M"))
+    if "early_termination" in report:
+        early = report["early_termination"]
+        cost = (
+            f"{early['mean_madds'] / 1e6:.2f}M on average: {early['share']:.0%} stop at the preview "
+            f"(confidence >= {early['threshold']:.3f}, {early['chosen_on']})"
+        )
+        rows.append(("early termination", f"{early['top1']:.4f}", "", "", cost))
+    title = f"{report['split']} split, {report['num_examples']} images, step {report['step']}, averaged weights"
+    return "\n".join([title, *(f"{a:<18}{b:>8}{c:>8}{d:>9}  {e}".rstrip() for a, b, c, d, e in rows)])
+
+
+def normalize(images: jax.Array, config) -> jax.Array:
+    """uint8 images [B, H, W, C] to float32, less the mean, over the standard deviation of the config."""
+    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(config.mean)) / jnp.asarray(config.stddev)
+
+
+def image_shape(config) -> tuple[int, int, int]:
+    return config.image_size, config.image_size, config.channels
+
+
+def provenance(config) -> dict:
+    """What is needed beside a number to make it again: commit (None outside a git checkout), seed, device, time."""
+    command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    return {
+        "commit": commit,
+        "seed": config.seed,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _head(logits, targets, labels, prefix: str) -> dict[str, jax.Array]:
+    """Top-1, top-5 (of fewer classes, all) and loss of one head: [B] each."""
+    _, best = jax.lax.top_k(logits.astype(jnp.float32), min(5, logits.shape[-1]))
+    hits = best == labels[:, None]
+    return {
+        prefix + "top1": hits[:, 0].astype(jnp.float32),
+        prefix + "top5": jnp.any(hits, axis=-1).astype(jnp.float32),
+        prefix + "loss": losses.cross_entropy(logits, targets),
+    }
+
+
+def _curve(per_example, costs) -> list[early_exit.Point]:
+    return early_exit.curve(per_example["confidence"], per_example["preview_top1"], per_example["top1"], *costs)

@@ -1,0 +1,21 @@
+"""The networks, by name. Each is a plain `nnx.Module`: images to logits, `features` to what its classifier reads."""
+
+import functools
+
+from flax import nnx
+
+from basisnet_jax.errors import UserError
+from basisnet_jax.networks import mobilenet_v2, mobilenet_v3
+
+NETWORKS = {
+    "mobilenet_v2": mobilenet_v2.MobileNetV2,
+    "mobilenet_v3_large": functools.partial(mobilenet_v3.MobileNetV3, mobilenet_v3.LARGE, head_features=1280),
+    "mobilenet_v3_small": functools.partial(mobilenet_v3.MobileNetV3, mobilenet_v3.SMALL, head_features=1024),
+}
+
+
+def create(name: str, **kwargs) -> nnx.Module:
+    """The network called `name`, built with its class's arguments; one that is None keeps the class's default."""
+    if name not in NETWORKS:
+        raise UserError(f"network {name!r} is unknown, expected one of {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[name](**{key: value for key, value in kwargs.items() if value is not None})

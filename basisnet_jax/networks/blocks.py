@@ -1,0 +1,175 @@
+"""What the mobile networks are made of: convolution + batch norm, squeeze-and-excite, the inverted residual.
+
+A network's table is a tuple of stages, a stage a tuple of `Block` rows, as in the papers. Nothing here knows of
+bases: `basisnet_jax.basis.with_bases` works on these networks as it does on anybody else's.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from basisnet_jax import conv as conv_lib
+from basisnet_jax.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "hard_swish": jax.nn.hard_swish,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One row of a network's table: an inverted residual."""
+
+    kernel: int
+    expansion: float  # expanded channels / input channels, before rounding; 1 means no expanding convolution
+    out: int  # output channels at width 1
+    stride: int = 1
+    squeeze: float = 0.0  # squeeze-and-excite channels / expanded channels; 0 means none
+    activation: str = "relu"
+
+
+Stages = tuple[tuple[Block, ...], ...]
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Channels rounded to a multiple of `divisor`, never more than 10 % down (MobileNetV2, reference code)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def with_strides(stages: Stages, stage_strides: tuple[int, ...] | None) -> Stages:
+    """The same table with the stride of each stage's first block replaced; None keeps the paper's."""
+    if stage_strides is None:
+        return stages
+    if len(stage_strides) != len(stages):
+        raise UserError(f"stage_strides={tuple(stage_strides)} has {len(stage_strides)} entries, expected {len(stages)}")
+    return tuple(
+        (dataclasses.replace(stage[0], stride=stride), *stage[1:])
+        for stage, stride in zip(stages, stage_strides, strict=True)
+    )
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` that keeps the unbiased running variance, as PyTorch and TensorFlow's fused kernel do."""
+
+    def __call__(self, x):
+        if self.use_running_average:
+            return super().__call__(x)
+        before = self.var[...]
+        y = super().__call__(x)
+        # var = m * before + (1 - m) * biased; n / (n - 1) times `biased` is wanted.
+        samples = x.size // x.shape[-1]
+        self.var[...] += (self.var[...] - self.momentum * before) / max(samples - 1, 1)
+        return y
+
+
+def conv_and_norm(*, padding: str, epsilon: float, momentum: float, dtype, rngs: nnx.Rngs):
+    """The two layer factories that a network's blocks are built with.
+
+    Args:
+      padding: "same" (TensorFlow: at stride 2 the extra pixel is at the end) or "symmetric" (PyTorch: kernel // 2).
+      epsilon: of batch norm; TensorFlow's MobileNetV3 uses 1e-3, PyTorch 1e-5.
+      momentum: what the running statistics keep per step (0.9 here is 0.1 in PyTorch).
+      dtype: of the computation; params and statistics are float32.
+
+    Returns:
+      `conv(in_features, out_features, kernel=1, stride=1, groups=1, use_bias=False)` and `norm(features)`.
+    """
+    if padding not in ("same", "symmetric"):
+        raise UserError(f'padding={padding!r}, expected "same" or "symmetric"')
+
+    def conv(in_features, out_features, kernel=1, stride=1, groups=1, use_bias=False):
+        # He's fan-out initialisation; a depthwise kernel's fan-out is that of its own group.
+        stddev = (2.0 * groups / (kernel * kernel * out_features)) ** 0.5
+        return nnx.Conv(
+            in_features,
+            out_features,
+            (kernel, kernel),
+            stride,
+            padding="SAME" if padding == "same" else kernel // 2,
+            feature_group_count=groups,
+            use_bias=use_bias,
+            dtype=dtype,
+            kernel_init=nnx.initializers.normal(stddev),
+            conv_general_dilated=conv_lib.conv_general_dilated,
+            rngs=rngs,
+        )
+
+    norm = functools.partial(BatchNorm, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    return conv, norm
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, batch norm, activation (None: linear)."""
+
+    def __init__(self, conv: nnx.Conv, norm, activation: str | None):
+        self.conv = conv
+        self.norm = norm(conv.out_features)
+        self.activation = activation
+
+    def __call__(self, x):
+        x = self.norm(self.conv(x))
+        return x if self.activation is None else ACTIVATIONS[self.activation](x)
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel gates from the pooled input (Hu et al. 2018), hard sigmoid as in MobileNetV3."""
+
+    def __init__(self, features: int, reduced: int, conv):
+        self.reduce = conv(features, reduced, use_bias=True)
+        self.expand = conv(reduced, features, use_bias=True)
+
+    def __call__(self, x):
+        gate = jax.nn.relu(self.reduce(jnp.mean(x, axis=(1, 2), keepdims=True)))
+        return x * jax.nn.hard_sigmoid(self.expand(gate))
+
+
+class InvertedResidual(nnx.Module):
+    """Expand 1x1, depthwise, squeeze-and-excite, project 1x1; added to the input where the shapes allow."""
+
+    def __init__(self, in_features: int, block: Block, width: float, conv, norm):
+        expanded = in_features if block.expansion == 1 else make_divisible(in_features * block.expansion)
+        self.out_features = make_divisible(block.out * width)
+        self.residual = block.stride == 1 and in_features == self.out_features
+        self.expand = (
+            None if block.expansion == 1 else ConvNorm(conv(in_features, expanded), norm, block.activation)
+        )
+        depthwise = conv(expanded, expanded, block.kernel, block.stride, groups=expanded)
+        self.depthwise = ConvNorm(depthwise, norm, block.activation)
+        self.squeeze_excite = (
+            SqueezeExcite(expanded, make_divisible(expanded * block.squeeze), conv) if block.squeeze else None
+        )
+        self.project = ConvNorm(conv(expanded, self.out_features), norm, None)
+
+    def __call__(self, x):
+        y = x if self.expand is None else self.expand(x)
+        y = self.depthwise(y)
+        if self.squeeze_excite is not None:
+            y = self.squeeze_excite(y)
+        y = self.project(y)
+        return x + y if self.residual else y
+
+
+def build_stages(in_features: int, stages: Stages, width: float, conv, norm) -> tuple[nnx.List, int]:
+    """A list of stages, each a list of blocks, and the channels that leave the last."""
+    built = nnx.List()
+    for stage in stages:
+        blocks = nnx.List()
+        for row in stage:
+            blocks.append(InvertedResidual(in_features, row, width, conv, norm))
+            in_features = blocks[-1].out_features
+        built.append(blocks)
+    return built, in_features
+
+
+def run_stages(stages: nnx.List, x: jax.Array) -> jax.Array:
+    for stage in stages:
+        for block in stage:
+            x = block(x)
+    return x

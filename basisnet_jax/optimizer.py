@@ -1,0 +1,64 @@
+"""Optimizers, schedules and the moving average of weights, all from one config."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from basisnet_jax.errors import UserError
+
+
+def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up from 0, then cosine to 0 or exponential decay in steps."""
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(config.learning_rate, max(total_steps - warmup_steps, 1))
+    elif config.schedule == "exponential":
+        interval = max(round(config.decay_epochs * steps_per_epoch), 1)
+        decay = optax.exponential_decay(config.learning_rate, interval, config.decay_rate, staircase=True)
+    else:
+        raise UserError(f'config.optimizer.schedule={config.schedule!r}, expected "cosine" or "exponential"')
+    if not warmup_steps:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup_steps), decay], [warmup_steps])
+
+
+def kernels_only(params) -> object:
+    """The weight-decay mask: True for kernels, False for biases and batch norm's scales."""
+    return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+
+
+def create(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """The transformation that `config.optimizer` describes.
+
+    RMSProp is TensorFlow's (epsilon inside the root, second moment starting at 1), to which the published learning
+    rates of mobile networks belong; its weight decay is an L2 term of the gradient, AdamW's is decoupled.
+    """
+    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels_only)
+    if config.name == "rmsprop":
+        steps = [
+            decay,
+            optax.rmsprop(
+                learning_rate,
+                decay=config.second_moment_decay,
+                eps=config.epsilon,
+                initial_scale=1.0,
+                momentum=config.momentum,
+            ),
+        ]
+    elif config.name == "adamw":
+        steps = [
+            optax.scale_by_adam(b1=config.momentum, b2=config.second_moment_decay, eps=config.epsilon),
+            decay,
+            optax.scale_by_learning_rate(learning_rate),
+        ]
+    else:
+        raise UserError(f'config.optimizer.name={config.name!r}, expected "rmsprop" or "adamw"')
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    return optax.chain(*clip, *steps)
+
+
+def moving_average(average, new, step: jax.Array, decay: float):
+    """One step of the exponential moving average of a pytree; early on the decay is (1 + step) / (10 + step)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)

@@ -1,0 +1,261 @@
+"""Training: one pure jitted step, and the loop around it that logs, evaluates, checkpoints and resumes."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from clu import metric_writers, parameter_overview, periodic_actions
+from tqdm import tqdm
+
+from basisnet_jax import basisnet, checkpoint, evaluate, losses, madds, optimizer, partition
+from basisnet_jax.basisnet import Functional
+from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step reads and writes, and all that a checkpoint holds."""
+
+    step: jax.Array  # optimisation steps taken
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+    ema_params: dict
+    ema_batch_stats: dict
+
+
+def create_state(functions: Functional, tx: optax.GradientTransformation) -> TrainState:
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=functions.params,
+        batch_stats=functions.batch_stats,
+        opt_state=tx.init(functions.params),
+        ema_params=functions.params,
+        ema_batch_stats=functions.batch_stats,
+    )
+
+
+def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx: optax.GradientTransformation):
+    """The pure function `(state, batch) -> (state, metrics)`; a batch is {"image": uint8 [B, H, W, C], "label": [B]}."""
+    key = jax.random.key(config.seed)
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        images = evaluate.normalize(batch["image"], config)
+        targets = losses.targets(batch["label"], config.num_classes, config.label_smoothing)
+        step_key = jax.random.fold_in(key, state.step)
+
+        def loss_fn(params):
+            outputs, batch_stats = functions.train(params, state.batch_stats, images, step_key)
+            loss, parts = losses.joint(outputs, targets, config.preview_loss_weight)
+            return loss, (outputs, batch_stats, parts)
+
+        (loss, (outputs, batch_stats, parts)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = optimizer.moving_average(
+            (state.ema_params, state.ema_batch_stats), (params, batch_stats), state.step, config.ema_decay
+        )
+        metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
+        metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == batch["label"])
+        if outputs.preview_logits is not None:
+            metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == batch["label"])
+        return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
+
+    return train_step
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
+    """Trains what `config` describes, or goes on with what `workdir` holds, and returns the final evaluation.
+
+    Raises:
+      UserError: `workdir` cannot be written or belongs to another config; the data are not there; the loss diverged.
+    """
+    claim_workdir(config, workdir)
+    mesh = partition.create_mesh(config.batch_size)
+    steps_per_epoch = pipeline.steps_per_epoch(config)
+    total_steps = round(config.num_epochs * steps_per_epoch)
+    functions = basisnet.functional(basisnet.create(config))
+    learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
+    tx = optimizer.create(config.optimizer, learning_rate)
+
+    # How a run starts and goes on:
+    # 1. The state is made from the seed, on the mesh.
+    # 2. The newest checkpoint, if there is one, replaces all of it.
+    # 3. The batches and the random keys from there on follow from (seed, step): nothing else has to be restored.
+    state = jax.device_put(create_state(functions, tx), partition.replicated(mesh))
+    checkpoints = checkpoint.manager(workdir, keep=config.keep_checkpoints)
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state = checkpoint.restore(checkpoints, first_step, state)
+    if first_step >= total_steps:
+        checkpoints.close()
+        return finished_report(config, workdir, functions, state, first_step)
+    print_overview(config, workdir, functions.params, total_steps, first_step)
+
+    train_step = jax.jit(make_train_step(config, functions, tx), donate_argnums=0)
+    validate = evaluate.make_per_example(config, functions, partition.create_mesh(config.eval_batch_size))
+    eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
+    log = Log(workdir, first_step)
+    watch = Watch(checkpoints)
+    with progress(first_step, total_steps) as advance:
+        batches = pipeline.train_batches(config, first_step)
+        for step in range(first_step + 1, total_steps + 1):
+            state, metrics = train_step(state, partition.global_batch(next(batches), mesh))
+            # While the device works on this step, the host reads what the one before has left.
+            watch.read()
+            watch.pending = (step, metrics)
+            advance(step)
+            if step % config.log_every_steps == 0 or step == total_steps:
+                means = watch.means()
+                log.write(step, "train", {**means, "learning_rate": float(learning_rate(step - 1))})
+            evaluates = step % eval_every == 0 or step == total_steps
+            if evaluates:
+                averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
+                log.write(step, "validation", summary := evaluate.summarize(averaged))
+            if evaluates or step % config.checkpoint_every_steps == 0:
+                watch.read()  # a state that follows from a bad loss is never saved
+                checkpoint.save(checkpoints, step, state, summary if evaluates else None)
+    checkpoints.wait_until_finished()
+    checkpoints.close()
+    report = evaluate.write_report(config, workdir, functions, vars(state), total_steps, mesh)
+    log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
+    log.close()
+    print(evaluate.table(report))
+    return report
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Makes `workdir` and writes `config.json` to it; refuses one that another config made."""
+    path = os.path.join(workdir, "config.json")
+    if os.path.exists(path):
+        ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
+        differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+        if differing:
+            fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
+            raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")
+        return
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(path + ".tmp", "w") as file:
+            json.dump(config.to_dict(), file, indent=1)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def load_config(workdir: str) -> ml_collections.ConfigDict:
+    """The resolved config of the run in `workdir`."""
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path) as file:
+            return ml_collections.ConfigDict(json.load(file))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} as {"a.b": 1}, tuples as the lists that JSON makes of them."""
+    leaves = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def finished_report(config, workdir: str, functions: Functional, state: TrainState, step: int) -> dict:
+    """The evaluation of a run that had finished, made only if the run was stopped before it could be."""
+    print(f"{workdir} has finished its {step} steps: nothing to train")
+    path = os.path.join(workdir, "evaluation.json")
+    if os.path.exists(path):
+        with open(path) as file:
+            report = json.load(file)
+    else:
+        mesh = partition.create_mesh(config.eval_batch_size)
+        report = evaluate.write_report(config, workdir, functions, vars(state), step, mesh)
+    print(evaluate.table(report))
+    return report
+
+
+def print_overview(config, workdir: str, params: dict, total_steps: int, first_step: int) -> None:
+    """What is about to be trained, on a few lines; every array's name and shape go to `parameters.txt`."""
+    with open(os.path.join(workdir, "parameters.txt"), "w") as file:
+        print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
+    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    parts = ", ".join(f"{part} {cost / 1e6:.2f}M" for part, cost in madds.summary(items).items())
+    print(f"{parameter_overview.count_parameters(params):,} parameters (listed in {workdir}/parameters.txt)")
+    print(f"{madds.total(items) / 1e6:.2f}M multiply-adds an image: {parts}")
+    print(f"{total_steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}", end="")
+    print(f", going on after step {first_step}" if first_step else "", flush=True)
+
+
+class Log:
+    """`metrics.jsonl` (one object a logged step: step, split, scalars) and TensorBoard events, through clu."""
+
+    def __init__(self, workdir: str, first_step: int):
+        self.path = os.path.join(workdir, "metrics.jsonl")
+        if os.path.exists(self.path):  # what a killed run logged after its last checkpoint is about to be logged again
+            with open(self.path) as file:
+                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+            with open(self.path, "w") as file:
+                file.writelines(kept)
+        self.tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+
+    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        if jax.process_index() == 0:
+            with open(self.path, "a") as file:
+                print(json.dumps({"step": step, "split": split, **scalars}), file=file)
+            self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
+
+    def close(self) -> None:
+        self.tensorboard.close()
+
+
+class Watch:
+    """Reads each step's metrics one step late, sums them for the log, and stops the run when one is not finite."""
+
+    def __init__(self, checkpoints):
+        self.checkpoints = checkpoints
+        self.pending: tuple[int, dict] | None = None
+        self.read_metrics: list[dict[str, float]] = []
+
+    def read(self) -> None:
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            self.checkpoints.wait_until_finished()
+            good = self.checkpoints.latest_step()
+            kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is of step {good}"
+            raise UserError(f"training diverged at step {step}: {', '.join(bad)}; {kept}")
+        self.read_metrics.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call, this step included."""
+        self.read()
+        rows, self.read_metrics = self.read_metrics, []
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+@contextlib.contextmanager
+def progress(first_step: int, total_steps: int) -> Iterator[Callable[[int], None]]:
+    """`advance(step)`: a bar with steps/s and ETA on a terminal; elsewhere clu's line every 20 seconds."""
+    if sys.stderr.isatty():
+        with tqdm(initial=first_step, total=total_steps, unit="step") as bar:
+            yield lambda step: bar.update()
+    else:
+        yield periodic_actions.ReportProgress(num_train_steps=total_steps, every_secs=20.0)

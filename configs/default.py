@@ -1,0 +1,107 @@
+"""Every field of a run, with its default. Other configs state only what differs.
+
+A config is a Python file with `get_config(arg="")`; the argument is what follows the colon in
+`--config=configs/digits.py:bases=4,width=0.5`, and any field can be set with `--config.field=value`.
+"""
+
+import ml_collections
+
+
+def get_config(arg=""):
+    parse_arg(arg)
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the data, its augmentation and dropout
+
+    # Data: any TFDS image classification set, or "digits". Splits are TFDS split strings; nothing is ever tuned on test.
+    config.dataset = "digits"
+    config.data_dir = ""  # "": where TFDS keeps its data sets
+    config.train_split = "train"
+    config.validation_split = "validation"
+    config.test_split = "test"
+    config.num_classes = 10
+    config.channels = 3
+    config.image_size = 224  # pixels, of the specialist's input
+    config.mean = (0.485, 0.456, 0.406)  # per channel, of images in 0..1; one number stands for all channels
+    config.stddev = (0.229, 0.224, 0.225)
+    config.shuffle_buffer_size = 10_000  # examples
+    config.augment = ml_collections.ConfigDict()
+    config.augment.shift = 0.0  # largest, as a fraction of the side
+    config.augment.rotation = 0.0  # largest, degrees
+    config.augment.zoom = 0.0  # largest, as a fraction
+    config.augment.flip = False  # left to right, half of the images
+
+    # Model: "basisnet", or "static": `network` alone. A field of a network that is None keeps the paper's value.
+    config.model = "basisnet"
+    config.dtype = "float32"  # of the computation, or "bfloat16"; params and statistics are float32
+    config.network = network("mobilenet_v3_large")
+    config.preview = network("mobilenet_v3_small")
+    config.preview.image_size = 160
+    config.basis = ml_collections.ConfigDict()
+    config.basis.num_bases = 16
+    # Which layers get bases: those whose whole path this regular expression matches (`basisnet madds` lists the paths).
+    config.basis.layers = r"stages/.*/(expand|depthwise|project)/conv|last/conv|head(/conv)?"
+    config.coefficients = ml_collections.ConfigDict()
+    config.coefficients.activation = "softmax"  # or "sigmoid"
+    config.coefficients.temperature = 1.0
+    config.coefficients.shared = False  # one vector for all layers
+
+    # Training. Lengths in epochs may be fractions.
+    config.num_epochs = 350.0
+    config.batch_size = 4096  # of all devices together, as is eval_batch_size
+    config.eval_batch_size = 4096
+    config.preview_loss_weight = 1.0  # lambda in CE(final) + lambda * CE(preview)
+    config.label_smoothing = 0.1
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "rmsprop"  # or "adamw"
+    config.optimizer.learning_rate = 0.256  # the peak, for this batch size; nothing rescales it
+    config.optimizer.schedule = "cosine"  # or "exponential"
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.decay_rate = 0.97  # exponential: the factor ...
+    config.optimizer.decay_epochs = 2.4  # ... applied every so many epochs, in steps
+    config.optimizer.weight_decay = 1e-5  # on kernels only; for rmsprop as an L2 gradient, for adamw decoupled
+    config.optimizer.clip_norm = 0.0  # of the whole gradient; 0: no clipping
+    config.optimizer.momentum = 0.9  # rmsprop's momentum, adamw's b1
+    config.optimizer.second_moment_decay = 0.9  # rmsprop's decay, adamw's b2
+    config.optimizer.epsilon = 1e-3
+    config.ema_decay = 0.9999  # of params and batch statistics, warmed up as min(decay, (1 + t) / (10 + t))
+
+    # Early termination: the threshold is chosen on the validation split.
+    config.max_drop = 0.003  # the top-1, as a fraction, that the chosen threshold may cost
+
+    # Logging and checkpoints.
+    config.log_every_steps = 100
+    config.eval_every_epochs = 1.0  # metrics on the validation split, and a checkpoint that can be the best
+    config.checkpoint_every_steps = 1000
+    config.keep_checkpoints = 3  # the newest; the best on the validation split is kept besides
+    return config
+
+
+def network(name):
+    """The fields of a network: see its class in basisnet_jax/networks."""
+    config = ml_collections.ConfigDict()
+    config.name = name
+    config.width = 1.0  # multiplies all channels but the head's
+    config.head_features = ml_collections.config_dict.placeholder(int)
+    config.stem_stride = 2
+    # The stride of each stage's first block. None keeps the table's, which with the stem reduce the image 32 times.
+    config.stage_strides = ml_collections.config_dict.placeholder(tuple)
+    config.dropout = 0.2
+    config.padding = "same"  # as TensorFlow; "symmetric": as PyTorch
+    config.epsilon = 1e-3  # of batch norm
+    config.momentum = 0.99  # what batch statistics keep per step
+    return config
+
+
+def parse_arg(arg, **defaults):
+    """`"bases=4,width=0.5"` over `defaults` (bases=16, width=1.0), each value of its default's type."""
+    values = dict(defaults)
+    for item in filter(None, arg.split(",")):
+        name, _, value = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f"config argument {name!r} is unknown, expected {', '.join(defaults) or 'none'}")
+        try:
+            values[name] = type(defaults[name])(value)
+        except ValueError:
+            kind = type(defaults[name]).__name__
+            raise ValueError(f"config argument {item!r}, expected {name}=<{kind}>") from None
+    return values

@@ -1,0 +1,40 @@
+from setuptools import setup
+
+# Floors and ceilings are versions the test suite has passed with; a ceiling is the next release that may break things.
+setup(
+    name="basisnet_jax",
+    version="0.1.0",
+    description="BasisNet in JAX/Flax: a preview network synthesizes a specialist network for every image",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "basisnet_jax",
+        "basisnet_jax.configs",
+        "basisnet_jax.data",
+        "basisnet_jax.networks",
+    ],
+    package_dir={"basisnet_jax.configs": "configs"},
+    entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
+    install_requires=[
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "clu>=0.0.12,<0.1",
+        "ml_collections>=1.1.0,<2",
+        "tensorflow-datasets>=4.9.10,<5",
+        # Reads data only. The CPU build where there is one: it never competes with JAX for an accelerator.
+        "tensorflow-cpu>=2.21,<2.22; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.21,<2.22; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "tensorboard>=2.20,<3",  # clu.metric_writers needs it and does not say so
+        "scikit-learn>=1.9,<2",  # the digits
+        "matplotlib>=3.10,<4",
+        "safetensors>=0.6,<1",
+    ],
+    extras_require={
+        "test": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
+        "torch": ["torch==2.13.0", "geffnet==1.0.2"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    },
+)

@@ -1,0 +1,83 @@
+"""The plain networks: sizes, strides, channels, types, and what they must refuse."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from basisnet_jax import basisnet, networks
+from basisnet_jax.errors import UserError
+from basisnet_jax.networks import blocks
+
+PARAMETERS = {"mobilenet_v2": 3_504_872, "mobilenet_v3_large": 5_483_032, "mobilenet_v3_small": 2_542_856}
+
+
+def abstract(name, **kwargs):
+    kwargs = {"num_classes": 1000, **kwargs}
+    return nnx.eval_shape(lambda: networks.create(name, **kwargs, rngs=nnx.Rngs(0)))
+
+
+def test_every_network_has_its_count_pinned():
+    assert set(PARAMETERS) == set(networks.NETWORKS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    params = nnx.state(abstract(name), nnx.Param)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_small_images_other_channels_and_widths(name):
+    strides = (1, 2, 2, 2, 1, 1, 1) if name == "mobilenet_v2" else (1, 2, 2, 2, 1, 1)
+    if name == "mobilenet_v3_small":
+        strides = (2, 2, 2, 1, 1)
+    network = abstract(name, num_classes=7, channels=1, width=0.35, stem_stride=1, stage_strides=strides)
+    last = {}
+
+    def run(network, x):
+        last["shape"] = blocks.run_stages(network.stages, network.stem(x)).shape
+        return network(x)
+
+    logits = nnx.eval_shape(run, network, jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32))
+    assert logits.shape == (2, 7)
+    assert last["shape"][1:3] == (4, 4)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():
+    network = abstract("mobilenet_v3_small", dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(network, nnx.Param, nnx.BatchStat))} == {jnp.dtype("float32")}
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    assert nnx.eval_shape(lambda network, x: network(x), network, image).dtype == jnp.bfloat16
+
+
+def test_batch_norm_updates_the_unbiased_variance():
+    norm = blocks.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, 2, 2, 2)) * 3
+    norm(x)
+    expected = 0.9 * 1.0 + 0.1 * jnp.var(x, axis=(0, 1, 2), ddof=1)
+    assert jnp.allclose(norm.var[...], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "rounded"), [(1, 8), (12, 16), (88.08, 88), (18.9, 24), (20, 24)])
+def test_make_divisible(channels, rounded):
+    assert blocks.make_divisible(channels) == rounded
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"name": "mobilenet_v9"}, "mobilenet_v9"),
+        ({"name": "mobilenet_v2", "stage_strides": (1, 2)}, "expected 7"),
+        ({"name": "mobilenet_v2", "padding": "valid"}, "symmetric"),
+    ],
+)
+def test_mistakes_are_named(kwargs, words):
+    with pytest.raises(UserError, match=words):
+        networks.create(**kwargs, num_classes=10, rngs=nnx.Rngs(0))
+
+
+def test_resize_keeps_an_image_of_the_right_size():
+    x = jnp.ones((1, 8, 8, 3))
+    assert basisnet.resize(x, 8) is x
+    assert basisnet.resize(x, 4).shape == (1, 4, 4, 3)

@@ -1,0 +1,194 @@
+"""Batches: reproducible from (seed, step), complete in evaluation, and errors that say what is wrong."""
+
+import itertools
+import subprocess
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+
+from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(data_dir):
+    return ml_collections.ConfigDict(
+        {
+            "dataset": "digits",
+            "data_dir": data_dir,
+            "train_split": "train[:100]",
+            "image_size": 8,
+            "channels": 1,
+            "num_classes": 10,
+            "batch_size": 32,
+            "eval_batch_size": 32,
+            "seed": 0,
+            "shuffle_buffer_size": 100,
+            "augment": {"shift": 0.1, "rotation": 10.0, "zoom": 0.1, "flip": True},
+        }
+    )
+
+
+@pytest.fixture(params=["in memory", "streamed"])
+def reading(request, monkeypatch):
+    """Both ways of reading: small datasets stay in memory, others are read anew every epoch."""
+    if request.param == "streamed":
+        monkeypatch.setattr(pipeline, "_IN_MEMORY_BYTES", 0)
+
+
+def take(batches, number):
+    return list(itertools.islice(batches, number))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, other[name])
+
+
+def plain(config):
+    """Without augmentation: an image then tells which example it is (all digits differ)."""
+    config.augment = {"shift": 0.0, "rotation": 0.0, "zoom": 0.0, "flip": False}
+    return config
+
+
+def fingerprints(batch):
+    return [image.tobytes() for image in batch["image"]]
+
+
+def all_examples(config, split):
+    """Fingerprints of all examples of a split, in order."""
+    batches = pipeline.eval_batches(plain(config), split, process_index=0, process_count=1)
+    return [mark for b in batches for mark, real in zip(fingerprints(b), b["mask"], strict=True) if real]
+
+
+def test_batches_have_the_documented_types(config):
+    batch = next(pipeline.train_batches(config))
+    assert batch["image"].shape == (32, 8, 8, 1) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (32,) and batch["label"].dtype == np.int32
+    batch = next(pipeline.eval_batches(config, "validation"))
+    assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32 and batch["mask"].dtype == bool
+
+
+def test_a_resumed_run_sees_what_it_would_have_seen(config, reading):
+    assert pipeline.steps_per_epoch(config) == 3  # step 3 begins the second epoch, step 6 the third
+    batches = take(pipeline.train_batches(config), 8)
+    for first_step in (1, 3, 5):
+        assert_same(batches[first_step:], take(pipeline.train_batches(config, first_step), 8 - first_step))
+
+
+def test_another_seed_gives_other_batches(config, reading):
+    first = next(pipeline.train_batches(plain(config)))
+    config.seed = 1
+    second = next(pipeline.train_batches(config))
+    assert fingerprints(first) != fingerprints(second)
+
+
+def test_an_epoch_sees_no_example_twice_and_epochs_differ_in_order(config, reading):
+    batches = take(pipeline.train_batches(plain(config)), 6)
+    epochs = [[mark for batch in batches[start : start + 3] for mark in fingerprints(batch)] for start in (0, 3)]
+    assert [len(set(epoch)) for epoch in epochs] == [96, 96]
+    assert set(epochs[0]) | set(epochs[1]) <= set(all_examples(config, "train[:100]"))
+    assert epochs[0] != epochs[1]
+
+
+def test_augmentation_changes_with_the_epoch_and_not_the_labels(config, reading):
+    config.train_split, config.batch_size = "train[:1]", 1
+    first, second = take(pipeline.train_batches(config), 2)
+    assert first["label"] == second["label"]
+    assert np.any(first["image"] != second["image"])
+    original = next(pipeline.train_batches(plain(config)))
+    assert np.any(first["image"] != original["image"])
+    assert fingerprints(original) == all_examples(config, "train[:1]")
+
+
+def test_hosts_train_on_disjoint_shares_of_equal_size(config, reading):
+    config = plain(config)
+    config.batch_size = 30
+    assert pipeline.steps_per_epoch(config, process_count=3) == 3  # 33 examples each, 10 a batch
+    seen = [
+        mark
+        for host in range(3)
+        for batch in take(pipeline.train_batches(config, process_index=host, process_count=3), 3)
+        for mark in fingerprints(batch)
+    ]
+    assert len(seen) == len(set(seen)) == 90
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_evaluation_covers_every_example_once(config, reading, count):
+    split, config.eval_batch_size = "validation[:100]", 6 * count
+    hosts = [list(pipeline.eval_batches(config, split, process_index=i, process_count=count)) for i in range(count)]
+    assert {len(batches) for batches in hosts} == {{1: 17, 2: 9, 3: 6}[count]}  # shares of 100, 50, and 34 or 33
+    batches = [batch for host in hosts for batch in host]
+    assert all(batch["image"].shape[0] == batch["mask"].shape[0] == 6 for batch in batches)
+    assert not any(batch["image"][~batch["mask"]].any() for batch in batches)
+    real = [mark for b in batches for mark, kept in zip(fingerprints(b), b["mask"], strict=True) if kept]
+    assert real == all_examples(config, split) and len(set(real)) == 100
+
+
+def test_a_host_without_examples_still_makes_its_batches(config, reading):
+    config.eval_batch_size = 6
+    hosts = [list(pipeline.eval_batches(config, "test[:2]", process_index=i, process_count=3)) for i in range(3)]
+    assert [[batch["mask"].sum() for batch in batches] for batches in hosts] == [[1], [1], [0]]
+
+
+def test_evaluation_does_not_depend_on_how_it_is_read(config, monkeypatch):
+    in_memory = list(pipeline.eval_batches(config, "test"))
+    monkeypatch.setattr(pipeline, "_IN_MEMORY_BYTES", 0)
+    assert_same(in_memory, list(pipeline.eval_batches(config, "test")))
+
+
+def test_grey_images_are_tiled_to_three_channels_and_resized(config):
+    config.channels, config.image_size = 3, 16
+    image = next(pipeline.eval_batches(config, "test"))["image"]
+    assert image.shape == (32, 16, 16, 3)
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+def test_num_examples_reads_split_strings(config):
+    assert pipeline.num_examples(config, "train[:50]+test") == 410
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "digit"}, ["'digit'", "digits"]),
+        ({"dataset": "no such name"}, ["'no such name'"]),
+        ({"num_classes": 7}, ["7", "digits", "10"]),
+        ({"channels": 2}, ["2", "1 or 3"]),
+        ({"train_split": "training"}, ["'training'", "train (1257)", "validation (180)"]),
+        ({"batch_size": 128}, ["128", "train[:100]", "100"]),
+    ],
+)
+def test_mistakes_are_named_in_one_line(config, changes, words):
+    config.update(changes)
+    with pytest.raises(UserError) as error:
+        pipeline.train_batches(config)
+    message = str(error.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_a_batch_that_hosts_cannot_share(config):
+    with pytest.raises(UserError, match="batch_size is 32, which 3 hosts"):
+        pipeline.train_batches(config, process_index=0, process_count=3)
+
+
+def test_a_dataset_that_cannot_be_had_says_where_and_how(config, tmp_path):
+    config.update({"dataset": "imagenet2012", "data_dir": str(tmp_path), "num_classes": 1000})  # to be fetched by hand
+    with pytest.raises(UserError, match="tfds build imagenet2012") as error:
+        pipeline.builder(config)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_importing_the_package_does_not_load_tensorflow():
+    program = "import sys, basisnet_jax, basisnet_jax.data; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
