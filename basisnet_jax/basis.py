@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from basisnet_jax import conv as conv_lib
+from basisnet_jax import initializers
 
 
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
@@ -34,7 +35,7 @@ class BasisLayer(nnx.Module):
 
     def __init__(self, layer: nnx.Conv | nnx.Linear, kernels_N: jax.Array):
         self.layer = layer
-        self.layer.kernel = nnx.Param(kernels_N)
+        self.layer.kernel = nnx.Param(jnp.asarray(kernels_N, layer.kernel.dtype))
         self.num_bases = kernels_N.shape[0]
         self.coefficients: jax.Array | None = nnx.data(None)  # [B, N], set by `mixed`
 
@@ -81,8 +82,9 @@ def independent(key: jax.Array, kernel: jax.Array, num_bases: int) -> jax.Array:
 
     The layer's own initialiser is not needed, so this works for any network whose weights were just initialised.
     """
-    drawn = jnp.std(kernel) * jax.random.normal(key, (num_bases - 1, *kernel.shape), kernel.dtype)
-    return jnp.concatenate([kernel[None], drawn])
+    kernel = initializers.on_host(kernel)
+    drawn = kernel.std() * initializers.standard_normal(key, (num_bases - 1, *kernel.shape))
+    return kernel.__array_namespace__().concatenate([kernel[None], drawn])
 
 
 def copies(noise: float) -> Initializer:
@@ -92,9 +94,8 @@ def copies(noise: float) -> Initializer:
     """
 
     def initialize(key, kernel, num_bases):
-        shape = (num_bases, *kernel.shape)
-        spread = noise * jnp.std(kernel) * jax.random.normal(key, shape, kernel.dtype)
-        return jnp.broadcast_to(kernel, shape) + spread
+        kernel = initializers.on_host(kernel)
+        return kernel + noise * kernel.std() * initializers.standard_normal(key, (num_bases, *kernel.shape))
 
     return initialize
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import basis, networks
+from basisnet_jax import basis, initializers, networks
 from basisnet_jax.errors import UserError
 
 ACTIVATIONS = ("softmax", "sigmoid")
@@ -66,7 +66,7 @@ class BasisNet(nnx.Module):
         self.coefficient_head = nnx.Linear(
             preview.classifier.in_features,
             self.num_vectors * self.num_bases,
-            kernel_init=nnx.initializers.normal(0.01),
+            kernel_init=initializers.normal(0.01),
             rngs=rngs,
         )
 

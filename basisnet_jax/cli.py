@@ -136,11 +136,20 @@ def number(name: str, text: str) -> float:
 
 
 def quiet_logs() -> None:
-    """Of the libraries' logs only warnings are shown, and clu's progress."""
+    """Of what the libraries log, shows clu's progress and warnings, but none of Orbax's: its errors are raised."""
+    flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno >= logging.converter.STANDARD_WARNING or "clu" in record.pathname)
+    handler.setFormatter(logging.converter.logging.Formatter("%(message)s"))
+
+    def shown(record):
+        if record.msg == "Setting work unit notes: %s":  # clu's ReportProgress
+            record.msg = "%s"
+            return True
+        return record.levelno >= logging.converter.STANDARD_WARNING and "orbax" not in record.pathname
+
+    handler.addFilter(shown)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from clu import metric_writers, parameter_overview, periodic_actions
+from flax import nnx
 from tqdm import tqdm
 
 from basisnet_jax import basisnet, checkpoint, evaluate, losses, madds, optimizer, partition
@@ -33,15 +34,9 @@ class TrainState:
     ema_batch_stats: dict
 
 
-def create_state(functions: Functional, tx: optax.GradientTransformation) -> TrainState:
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=functions.params,
-        batch_stats=functions.batch_stats,
-        opt_state=tx.init(functions.params),
-        ema_params=functions.params,
-        ema_batch_stats=functions.batch_stats,
-    )
+def create_state(params: dict, batch_stats: dict, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Under `jax.jit` every array gets a buffer of its own, as donation needs."""
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), params, batch_stats)
 
 
 def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx: optax.GradientTransformation):
@@ -83,7 +78,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     mesh = partition.create_mesh(config.batch_size)
     steps_per_epoch = pipeline.steps_per_epoch(config)
     total_steps = round(config.num_epochs * steps_per_epoch)
-    functions = basisnet.functional(basisnet.create(config))
+    model = basisnet.create(config)
+    functions = basisnet.functional(model)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
 
@@ -91,7 +87,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     # 1. The state is made from the seed, on the mesh.
     # 2. The newest checkpoint, if there is one, replaces all of it.
     # 3. The batches and the random keys from there on follow from (seed, step): nothing else has to be restored.
-    state = jax.device_put(create_state(functions, tx), partition.replicated(mesh))
+    create = jax.jit(create_state, static_argnums=2, out_shardings=partition.replicated(mesh))
+    state = create(functions.params, functions.batch_stats, tx)
     checkpoints = checkpoint.manager(workdir, keep=config.keep_checkpoints)
     first_step = checkpoints.latest_step() or 0
     if first_step:
@@ -99,7 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     if first_step >= total_steps:
         checkpoints.close()
         return finished_report(config, workdir, functions, state, first_step)
-    print_overview(config, workdir, functions.params, total_steps, first_step)
+    print_overview(config, workdir, model, total_steps, first_step)
 
     train_step = jax.jit(make_train_step(config, functions, tx), donate_argnums=0)
     validate = evaluate.make_per_example(config, functions, partition.create_mesh(config.eval_batch_size))
@@ -189,11 +186,12 @@ def finished_report(config, workdir: str, functions: Functional, state: TrainSta
     return report
 
 
-def print_overview(config, workdir: str, params: dict, total_steps: int, first_step: int) -> None:
+def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, first_step: int) -> None:
     """What is about to be trained, on a few lines; every array's name and shape go to `parameters.txt`."""
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     with open(os.path.join(workdir, "parameters.txt"), "w") as file:
         print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
-    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(model, evaluate.image_shape(config))
     parts = ", ".join(f"{part} {cost / 1e6:.2f}M" for part, cost in madds.summary(items).items())
     print(f"{parameter_overview.count_parameters(params):,} parameters (listed in {workdir}/parameters.txt)")
     print(f"{madds.total(items) / 1e6:.2f}M multiply-adds an image: {parts}")

@@ -83,6 +83,7 @@ def network(name):
     config.width = 1.0  # multiplies all channels but the head's
     config.head_features = ml_collections.config_dict.placeholder(int)
     config.stem_stride = 2
+    config.num_stages = ml_collections.config_dict.placeholder(int)  # only the table's first so many stages
     # The stride of each stage's first block. None keeps the table's, which with the stem reduce the image 32 times.
     config.stage_strides = ml_collections.config_dict.placeholder(tuple)
     config.dropout = 0.2

@@ -2,15 +2,16 @@
 
     basisnet train --config=configs/digits.py --workdir=runs/digits
 
-1,257 training images of 8x8 pixels, shown at 32x32. Strides are 1 where ImageNet's tables have 2, so that the
-last stage still sees 4x4 pixels. Arguments: bases (8), width (0.35), seed (0).
+1,257 training images of 8x8 pixels, shown at 32x32 and to the preview at 16x16. The networks are the first stages of
+MobileNetV3-Small, its stem at stride 1, so that the last stage still sees 4x4 pixels. Arguments: bases (8),
+width (0.5), seed (0).
 """
 
 from basisnet_jax.configs import default
 
 
 def get_config(arg=""):
-    args = default.parse_arg(arg, bases=8, width=0.35, seed=0)
+    args = default.parse_arg(arg, bases=8, width=0.5, seed=0)
     config = default.get_config()
     config.seed = args["seed"]
 
@@ -25,21 +26,22 @@ def get_config(arg=""):
     config.augment.zoom = 0.12
 
     for network in (config.network, config.preview):
+        network.name = "mobilenet_v3_small"
         network.stem_stride = 1
         network.momentum = 0.9
         network.dropout = 0.1
-    config.network.name = "mobilenet_v3_small"
     config.network.width = args["width"]
-    config.network.head_features = 256
-    config.network.stage_strides = (2, 2, 2, 1, 1)
-    config.preview.name = "mobilenet_v3_small"
-    config.preview.width = 0.2
+    config.network.head_features = 128
+    config.network.num_stages = 4
+    config.network.stage_strides = (2, 2, 2, 1)
+    config.preview.width = 0.35
     config.preview.head_features = 64
+    config.preview.num_stages = 2
+    config.preview.stage_strides = (2, 2)
     config.preview.image_size = 16
-    config.preview.stage_strides = (2, 2, 1, 1, 1)
     config.basis.num_bases = args["bases"]
 
-    config.num_epochs = 60.0
+    config.num_epochs = 50.0
     config.batch_size = 64
     config.eval_batch_size = 180
     config.optimizer.name = "adamw"

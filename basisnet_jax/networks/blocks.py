@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from basisnet_jax import conv as conv_lib
+from basisnet_jax import initializers
 from basisnet_jax.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -43,8 +44,9 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def with_strides(stages: Stages, stage_strides: tuple[int, ...] | None) -> Stages:
-    """The same table with the stride of each stage's first block replaced; None keeps the paper's."""
+def adapted(stages: Stages, num_stages: int | None, stage_strides: tuple[int, ...] | None) -> Stages:
+    """The table for small images: only its first stages, other strides at each stage's start; None keeps the paper's."""
+    stages = stages[:num_stages]
     if stage_strides is None:
         return stages
     if len(stage_strides) != len(stages):
@@ -96,7 +98,7 @@ def conv_and_norm(*, padding: str, epsilon: float, momentum: float, dtype, rngs:
             feature_group_count=groups,
             use_bias=use_bias,
             dtype=dtype,
-            kernel_init=nnx.initializers.normal(stddev),
+            kernel_init=initializers.normal(stddev),
             conv_general_dilated=conv_lib.conv_general_dilated,
             rngs=rngs,
         )

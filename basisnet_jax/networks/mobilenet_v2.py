@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from basisnet_jax import initializers
 from basisnet_jax.networks.blocks import Block, ConvNorm, Stages, build_stages, conv_and_norm
-from basisnet_jax.networks.blocks import make_divisible, run_stages, with_strides
+from basisnet_jax.networks.blocks import adapted, make_divisible, run_stages
 
 
 def _stage(expansion: int, out: int, repeats: int, stride: int) -> tuple[Block, ...]:
@@ -37,6 +38,7 @@ class MobileNetV2(nnx.Module):
         channels: int = 3,
         width: float = 1.0,
         stem_stride: int = 2,
+        num_stages: int | None = None,
         stage_strides: tuple[int, ...] | None = None,
         dropout: float = 0.2,
         padding: str = "same",
@@ -48,12 +50,11 @@ class MobileNetV2(nnx.Module):
         conv, norm = conv_and_norm(padding=padding, epsilon=epsilon, momentum=momentum, dtype=dtype, rngs=rngs)
         stem = conv(channels, make_divisible(32 * width), 3, stem_stride)
         self.stem = ConvNorm(stem, norm, "relu6")
-        self.stages, features = build_stages(
-            stem.out_features, with_strides(STAGES, stage_strides), width, conv, norm
-        )
+        stages = adapted(STAGES, num_stages, stage_strides)
+        self.stages, features = build_stages(stem.out_features, stages, width, conv, norm)
         self.head = ConvNorm(conv(features, make_divisible(head_features * max(width, 1.0))), norm, "relu6")
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.classifier = nnx.Linear(self.head.conv.out_features, num_classes, dtype=dtype, rngs=rngs)
+        self.classifier = nnx.Linear(self.head.conv.out_features, num_classes, dtype=dtype, kernel_init=initializers.normal(0.01), rngs=rngs)
 
     def features(self, x):
         """What the classifier reads: [B, head features]."""

@@ -7,8 +7,9 @@ Multiply-adds at 224x224: Large 216.6M, Small 56.5M.
 import jax.numpy as jnp
 from flax import nnx
 
+from basisnet_jax import initializers
 from basisnet_jax.networks.blocks import ACTIVATIONS, Block, ConvNorm, Stages, build_stages, conv_and_norm
-from basisnet_jax.networks.blocks import make_divisible, run_stages, with_strides
+from basisnet_jax.networks.blocks import adapted, make_divisible, run_stages
 
 # Expansions are ratios, as in the authors' code: at other widths they apply to the rounded input channels.
 LARGE: Stages = (
@@ -50,6 +51,7 @@ class MobileNetV3(nnx.Module):
       head_features: width of the 1x1 convolution after pooling (1280 for Large, 1024 for Small); not scaled by `width`.
       stem_stride, stage_strides: strides of the stem and of each stage's first block. The tables' own reduce the image
         32 times, which leaves one pixel of a 28x28 image: small images want 1 where the table has 2.
+      num_stages: only the first so many stages of the table.
       dropout: rate before the classifier.
       padding, epsilon, momentum, dtype: see `conv_and_norm`.
     """
@@ -63,6 +65,7 @@ class MobileNetV3(nnx.Module):
         channels: int = 3,
         width: float = 1.0,
         stem_stride: int = 2,
+        num_stages: int | None = None,
         stage_strides: tuple[int, ...] | None = None,
         dropout: float = 0.2,
         padding: str = "same",
@@ -74,13 +77,12 @@ class MobileNetV3(nnx.Module):
         conv, norm = conv_and_norm(padding=padding, epsilon=epsilon, momentum=momentum, dtype=dtype, rngs=rngs)
         stem = conv(channels, make_divisible(16 * width), 3, stem_stride)
         self.stem = ConvNorm(stem, norm, "hard_swish")
-        self.stages, features = build_stages(
-            stem.out_features, with_strides(stages, stage_strides), width, conv, norm
-        )
+        stages = adapted(stages, num_stages, stage_strides)
+        self.stages, features = build_stages(stem.out_features, stages, width, conv, norm)
         self.last = ConvNorm(conv(features, make_divisible(6 * stages[-1][-1].out * width)), norm, "hard_swish")
         self.head = conv(self.last.conv.out_features, head_features, use_bias=True)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.classifier = nnx.Linear(head_features, num_classes, dtype=dtype, rngs=rngs)
+        self.classifier = nnx.Linear(head_features, num_classes, dtype=dtype, kernel_init=initializers.normal(0.01), rngs=rngs)
 
     def features(self, x):
         """What the classifier reads: [B, head_features]."""
