@@ -23,6 +23,7 @@ setup(
         "clu>=0.0.12,<0.1",
         "ml_collections>=1.1.0,<2",
         "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6,<8",  # TFDS needs it to prepare its own data sets and does not say so
         # Reads data only. The CPU build where there is one: it never competes with JAX for an accelerator.
         "tensorflow-cpu>=2.21,<2.22; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21,<2.22; platform_system != 'Linux' or platform_machine != 'x86_64'",

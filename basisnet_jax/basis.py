@@ -151,9 +151,7 @@ def with_bases(
 def basis_layers(network: nnx.Module) -> dict[str, BasisLayer]:
     """The basis layers by path. Their order is that of the K axis of the coefficients."""
     return {
-        "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(network)
-        if isinstance(module, BasisLayer)
+        "/".join(map(str, path)): module for path, module in nnx.iter_modules(network) if isinstance(module, BasisLayer)
     }
 
 
@@ -194,7 +192,9 @@ def synthesize(network: nnx.Module, coefficients_KN: jax.Array) -> nnx.Module:
 
 def _check_supported(path: str, layer: nnx.Conv) -> None:
     if layer.mask is not None or _per_dimension(layer.input_dilation, layer) != (1,) * len(layer.kernel_size):
-        raise ValueError(f"{path}: a convolution with a mask or input dilation cannot have bases; leave it out of `where`")
+        raise ValueError(
+            f"{path}: a convolution with a mask or input dilation cannot have bases"
+        )
     if isinstance(layer.padding, str) and layer.padding not in ("SAME", "VALID"):
         raise ValueError(f"{path}: padding {layer.padding!r} cannot have bases, expected SAME, VALID or numbers")
 

@@ -90,25 +90,27 @@ class BasisNet(nnx.Module):
 
 def create(config: ml_collections.ConfigDict) -> nnx.Module:
     """The model that a config describes: a `BasisNet`, or with `config.model = "static"` the plain `config.network`."""
-    if config.model not in ("basisnet", "static"):
-        raise UserError(f'config.model={config.model!r}, expected "basisnet" or "static"')
+    for field, known in (("model", ("basisnet", "static")), ("dtype", ("float32", "bfloat16"))):
+        if config[field] not in known:
+            raise UserError(f"config.{field}={config[field]!r}, expected one of {', '.join(known)}")
     common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
     rngs = nnx.Rngs(config.seed)
     network = networks.create(**config.network, **common, rngs=rngs)
     if config.model == "static":
         return network
-    specialist = basis.with_bases(
-        network, config.basis.num_bases, where=basis.matching(config.basis.layers), rngs=rngs
-    )
     preview = dict(config.preview)
     preview_size = preview.pop("image_size")
-    return BasisNet(
-        specialist,
-        networks.create(**preview, **common, rngs=rngs),
-        preview_size=preview_size,
-        **config.coefficients,
-        rngs=rngs,
-    )
+    try:
+        chosen = basis.matching(config.basis.layers)
+        return BasisNet(
+            basis.with_bases(network, config.basis.num_bases, where=chosen, rngs=rngs),
+            networks.create(**preview, **common, rngs=rngs),
+            preview_size=preview_size,
+            **config.coefficients,
+            rngs=rngs,
+        )
+    except ValueError as error:  # of these two, all are about what the config gave
+        raise UserError(f"config.basis or config.coefficients: {error}") from error
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:

@@ -4,7 +4,9 @@ The data position is the step itself: the batch of step t is a function of (conf
 at step t goes on with the batch it would have seen (`data.pipeline.train_batches(config, first_step=t)`).
 """
 
+import json
 import os
+import pathlib
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,7 +35,17 @@ def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
         )
         # A killed run leaves its unfinished save behind under a temporary name; the next run removes it.
         options = ocp.CheckpointManagerOptions(best_fn=top1, preservation_policy=policy, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(directory(workdir), options=options)
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        return ocp.CheckpointManager(directory(workdir), item_handlers=handler, options=options)
+    except json.JSONDecodeError:  # Orbax reads all steps' metrics here, and does not say which are damaged
+        for path in sorted(pathlib.Path(directory(workdir)).glob("*/metrics/metrics")):
+            try:
+                json.loads(path.read_text())
+            except ValueError as error:
+                step = path.parents[1]
+                raise UserError(f"checkpoint {step} is damaged: {path} ({error}); remove {step} to go on") from None
+        raise
 
 
 def directory(workdir: str) -> str:
@@ -58,6 +70,12 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like):
         raise UserError(f"no checkpoint of step {step} in {checkpoints.directory}; there are: {steps}")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
+        # Orbax would leave out what only the checkpoint has, and return the bare shape of what only `like` has.
+        saved, wanted = (ocp.tree.to_flat_dict(tree) for tree in (checkpoints.item_metadata(step).tree, abstract))
+        fields = {path[0] for path in wanted}
+        if differing := wanted.keys() ^ {path for path in saved if path[0] in fields}:
+            first = min(differing)
+            raise ValueError(f"{'/'.join(first)} is in the {'checkpoint' if first in saved else 'model'} only")
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
         return checkpoints.restore(step, args=args)

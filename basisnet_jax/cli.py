@@ -3,8 +3,9 @@
 Exit codes: 0; 2 for a user's mistake, told in one line; 1, with a traceback, for a fault of ours.
 """
 
-import importlib
+import contextlib
 import json
+import math
 import os
 import sys
 import traceback
@@ -90,7 +91,7 @@ def parse(argv: list[str], *required: str, **optional: str | bool | None) -> fla
     values = flags.FlagValues()
     for name in required:
         if name == "config":
-            config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+            config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["basisnet", *argv])
         else:
             flags.DEFINE_string(name, None, "", flag_values=values)
     for name, default in optional.items():
@@ -101,10 +102,15 @@ def parse(argv: list[str], *required: str, **optional: str | bool | None) -> fla
     try:
         rest = values(["basisnet", *argv])[1:]
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # What ml_collections raises for an unknown field, a value of another type, or a bad config argument.
-        raise UserError(f"--config: {' '.join(str(error).strip(chr(39)).split())}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if any(line.startswith("Traceback") for line in lines):  # ml_collections: of an error in the config file
+            lines = [lines[0], lines[-1]]
+        raise UserError(" ".join(lines)) from None
+    except (AttributeError, KeyError) as error:  # what ml_collections raises for an unknown field
+        name = str(error).strip("\"'")
+        raise UserError(f"the config has no field {name!r}; configs/default.py lists all of them") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config: {' '.join(str(error).split())}") from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     for name in required:
@@ -116,9 +122,9 @@ def parse(argv: list[str], *required: str, **optional: str | bool | None) -> fla
 def check_config_file(argv: list[str]) -> None:
     """A config that is not there is reported before ml_collections tries to run it."""
     for i, argument in enumerate(argv):
-        name, _, value = argument.lstrip("-").partition("=")
+        name, equals, value = argument.lstrip("-").partition("=")
         if name == "config":
-            path = (value or (argv[i + 1] if i + 1 < len(argv) else "")).partition(":")[0]
+            path = (value if equals else "".join(argv[i + 1 : i + 2])).partition(":")[0]
             if not os.path.isfile(path):
                 raise UserError(f"config file {path!r} does not exist")
 
@@ -129,10 +135,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--{name}={text!r}, expected a number") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise UserError(f"--{name}={text!r}, expected a number")
 
 
 def quiet_logs() -> None:
@@ -150,6 +156,8 @@ def quiet_logs() -> None:
         return record.levelno >= logging.converter.STANDARD_WARNING and "orbax" not in record.pathname
 
     handler.addFilter(shown)
+    # Where one of Orbax's reads fails, asyncio would report all the others: hundreds of lines beside the one raised.
+    logging.converter.logging.getLogger("asyncio").setLevel(logging.converter.logging.CRITICAL)
 
 
 if __name__ == "__main__":

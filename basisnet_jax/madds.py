@@ -56,7 +56,6 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int]) -> list[Item]:
             items.append(Item(name, stage, "mixing", layer.num_bases * weights, 0))
         items.append(Item(name, stage, kind, positions * weights, params))
 
-
     def run(model, image):
         names.update({id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)})
         return model(image)

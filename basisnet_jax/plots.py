@@ -16,7 +16,9 @@ def early_termination(report: dict, path: str) -> None:
     axes = figure.add_subplot()
     axes.plot(cost, top1, color=FINAL, linewidth=2)
     axes.plot(cost[0], top1[0], "o", color=FINAL, label=f"no image stops: {top1[0]:.1f} % at {cost[0]:.2f}M")
-    axes.plot(cost[-1], top1[-1], "s", color=PREVIEW, label=f"all stop at the preview: {top1[-1]:.1f} % at {cost[-1]:.2f}M")
+    axes.plot(
+        cost[-1], top1[-1], "s", color=PREVIEW, label=f"all stop at the preview: {top1[-1]:.1f} % at {cost[-1]:.2f}M"
+    )
     chosen = early["mean_madds"] / 1e6, 100 * early["top1"]
     saved = 1 - early["mean_madds"] / report["madds"]
     axes.plot(

@@ -40,7 +40,7 @@ def create_state(params: dict, batch_stats: dict, tx: optax.GradientTransformati
 
 
 def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx: optax.GradientTransformation):
-    """The pure function `(state, batch) -> (state, metrics)`; a batch is {"image": uint8 [B, H, W, C], "label": [B]}."""
+    """The pure function `(state, batch) -> (state, metrics)`; batches are {"image": uint8 [B, H, W, C], "label": [B]}."""
     key = jax.random.key(config.seed)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -59,7 +59,8 @@ def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx
         averaged = optimizer.moving_average(
             (state.ema_params, state.ema_batch_stats), (params, batch_stats), state.step, config.ema_decay
         )
-        metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
+        # The norm of the new parameters is there for `Watch`: an update can overflow after a loss that was finite.
+        metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == batch["label"])
         if outputs.preview_logits is not None:
             metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == batch["label"])
@@ -74,14 +75,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     Raises:
       UserError: `workdir` cannot be written or belongs to another config; the data are not there; the loss diverged.
     """
-    claim_workdir(config, workdir)
+    check_workdir(config, workdir)
     mesh = partition.create_mesh(config.batch_size)
     steps_per_epoch = pipeline.steps_per_epoch(config)
+    for split in (config.validation_split, config.test_split):
+        pipeline.num_examples(config, split)  # a misspelt one is found now, not after the first epoch
     total_steps = round(config.num_epochs * steps_per_epoch)
     model = basisnet.create(config)
     functions = basisnet.functional(model)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
+    claim_workdir(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
 
     # How a run starts and goes on:
     # 1. The state is made from the seed, on the mesh.
@@ -101,44 +105,49 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     train_step = jax.jit(make_train_step(config, functions, tx), donate_argnums=0)
     validate = evaluate.make_per_example(config, functions, partition.create_mesh(config.eval_batch_size))
     eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
-    log = Log(workdir, first_step)
-    watch = Watch(checkpoints)
-    with progress(first_step, total_steps) as advance:
-        batches = pipeline.train_batches(config, first_step)
-        for step in range(first_step + 1, total_steps + 1):
-            state, metrics = train_step(state, partition.global_batch(next(batches), mesh))
-            # While the device works on this step, the host reads what the one before has left.
-            watch.read()
-            watch.pending = (step, metrics)
-            advance(step)
-            if step % config.log_every_steps == 0 or step == total_steps:
-                means = watch.means()
-                log.write(step, "train", {**means, "learning_rate": float(learning_rate(step - 1))})
-            evaluates = step % eval_every == 0 or step == total_steps
-            if evaluates:
-                averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
-                log.write(step, "validation", summary := evaluate.summarize(averaged))
-            if evaluates or step % config.checkpoint_every_steps == 0:
-                watch.read()  # a state that follows from a bad loss is never saved
-                checkpoint.save(checkpoints, step, state, summary if evaluates else None)
-    checkpoints.wait_until_finished()
-    checkpoints.close()
-    report = evaluate.write_report(config, workdir, functions, vars(state), total_steps, mesh)
-    log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
-    log.close()
+    # However this ends, what was saved and logged until then is on disk.
+    with contextlib.closing(checkpoints), contextlib.closing(Log(workdir, first_step)) as log:
+        watch = Watch(checkpoints)
+        with progress(first_step, total_steps) as advance:
+            batches = pipeline.train_batches(config, first_step)
+            for step in range(first_step + 1, total_steps + 1):
+                state, metrics = train_step(state, partition.global_batch(next(batches), mesh))
+                # While the device works on this step, the host reads what the one before has left.
+                watch.read()
+                watch.pending = (step, metrics)
+                advance(step)
+                if step % config.log_every_steps == 0 or step == total_steps:
+                    means = watch.means()
+                    log.write(step, "train", {**means, "learning_rate": float(learning_rate(step - 1))})
+                evaluates = step % eval_every == 0 or step == total_steps
+                if evaluates:
+                    averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
+                    log.write(step, "validation", summary := evaluate.summarize(averaged))
+                if evaluates or step % config.checkpoint_every_steps == 0:
+                    watch.read()  # a state that follows from a bad loss is never saved
+                    checkpoint.save(checkpoints, step, state, summary if evaluates else None)
+        checkpoints.wait_until_finished()
+        report = evaluate.write_report(config, workdir, functions, vars(state), total_steps, mesh)
+        log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
     print(evaluate.table(report))
     return report
 
 
+def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Refuses a workdir that another config made."""
+    if not os.path.exists(os.path.join(workdir, "config.json")):
+        return
+    ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
+    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    if differing:
+        fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
+        raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")
+
+
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Makes `workdir` and writes `config.json` to it; refuses one that another config made."""
+    """Makes `workdir` and writes `config.json` to it, unless it is there already."""
     path = os.path.join(workdir, "config.json")
     if os.path.exists(path):
-        ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
-        differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-        if differing:
-            fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
-            raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")
         return
     try:
         os.makedirs(workdir, exist_ok=True)

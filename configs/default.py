@@ -12,7 +12,7 @@ def get_config(arg=""):
     config = ml_collections.ConfigDict()
     config.seed = 0  # of the initial weights, the order of the data, its augmentation and dropout
 
-    # Data: any TFDS image classification set, or "digits". Splits are TFDS split strings; nothing is ever tuned on test.
+    # Data: "digits" or any TFDS image classification set; splits in TFDS's syntax. Nothing is ever tuned on test.
     config.dataset = "digits"
     config.data_dir = ""  # "": where TFDS keeps its data sets
     config.train_split = "train"

@@ -2,7 +2,7 @@
 
     basisnet train --config=configs/digits.py --workdir=runs/digits
 
-1,257 training images of 8x8 pixels, shown at 32x32 and to the preview at 16x16. The networks are the first stages of
+1,077 training images of 8x8 pixels, shown at 32x32 and to the preview at 16x16. The networks are the first stages of
 MobileNetV3-Small, its stem at stride 1, so that the last stage still sees 4x4 pixels. Arguments: bases (8),
 width (0.5), seed (0).
 """
@@ -41,9 +41,9 @@ def get_config(arg=""):
     config.preview.image_size = 16
     config.basis.num_bases = args["bases"]
 
-    config.num_epochs = 50.0
+    config.num_epochs = 36.0
     config.batch_size = 64
-    config.eval_batch_size = 180
+    config.eval_batch_size = 360
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_epochs = 3.0

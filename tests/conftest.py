@@ -8,3 +8,30 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettemp
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+from basisnet_jax.configs import digits
+
+
+def tiny_config(**overrides):
+    """The digits config with the smallest networks that have every part; fields set by their dotted names."""
+    config = digits.get_config("bases=3,width=0.1")
+    config.image_size = 16
+    config.preview.image_size = 8
+    for network in (config.network, config.preview):
+        network.num_stages = 1
+        network.stage_strides = (2,)
+        network.head_features = 12
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return tiny_config
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the digits are prepared once for all tests."""
+    return str(tmp_path_factory.mktemp("data"))

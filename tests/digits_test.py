@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from basisnet_jax.data import digits, pipeline
 
-SIZES = {"train": 1257, "validation": 180, "test": 360}
+SIZES = {"train": 1077, "validation": 360, "test": 360}
 
 
 def prepare(data_dir) -> dict[str, dict[str, np.ndarray]]:
@@ -64,5 +64,5 @@ def test_two_that_prepare_at_once_do_not_break_each_other(tmp_path, monkeypatch)
 
     monkeypatch.setattr(digits, "split_indices", overtaken)
     fields = {"dataset": "digits", "data_dir": str(tmp_path), "channels": 1, "num_classes": 10}
-    assert pipeline.num_examples(ml_collections.ConfigDict(fields), "train") == 1257
+    assert pipeline.num_examples(ml_collections.ConfigDict(fields), "train") == 1077
     assert digits.split_indices is original

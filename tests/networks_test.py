@@ -46,7 +46,9 @@ def test_small_images_other_channels_and_widths(name):
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():
     network = abstract("mobilenet_v3_small", dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(network, nnx.Param, nnx.BatchStat))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(network, nnx.Param, nnx.BatchStat))} == {
+        jnp.dtype("float32")
+    }
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     assert nnx.eval_shape(lambda network, x: network(x), network, image).dtype == jnp.bfloat16
 

@@ -165,7 +165,7 @@ def test_num_examples_reads_split_strings(config):
         ({"dataset": "no such name"}, ["'no such name'"]),
         ({"num_classes": 7}, ["7", "digits", "10"]),
         ({"channels": 2}, ["2", "1 or 3"]),
-        ({"train_split": "training"}, ["'training'", "train (1257)", "validation (180)"]),
+        ({"train_split": "training"}, ["'training'", "train (1077)", "validation (360)"]),
         ({"batch_size": 128}, ["128", "train[:100]", "100"]),
     ],
 )

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Splits `train` (1,257), `validation` (180) and `test` (360); see `split_indices`. Never tune on `test`."""
+    """Splits `train` (1,077), `validation` (360) and `test` (360); see `split_indices`. Never tune on `test`."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded. Stated here because looking for a file of checksums would make TFDS 4.9.10 import
@@ -51,7 +51,7 @@ def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
 
     One permutation, `numpy.random.RandomState(0).permutation` (a stream that NumPy keeps frozen), is sorted stably by
     label, so that classes lie one after another, each in random order. Then cards are dealt: every fifth example is
-    for testing, and of the rest every eighth for validation. Each class is thereby divided in the same proportion,
+    for testing, and of the rest every fourth for validation. Each class is thereby divided in the same proportion,
     to within one example.
 
     Args:
@@ -65,4 +65,4 @@ def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
     position = np.arange(len(by_class))
     test, rest = by_class[position % 5 == 0], by_class[position % 5 != 0]
     position = np.arange(len(rest))
-    return {"train": rest[position % 8 != 0], "validation": rest[position % 8 == 0], "test": test}
+    return {"train": rest[position % 4 != 0], "validation": rest[position % 4 == 0], "test": test}

@@ -246,4 +246,7 @@ def _decode_and_resize(ds_builder, config, encoded):
 def _to_numpy(ds, batch_size):
     options = tf.data.Options()
     options.deterministic = True
+    # Its model of an endless pipeline grows with every epoch: after 500 steps an optimisation of it takes a minute of
+    # CPU, for which the end of the program waits. Maps run on all cores without it.
+    options.autotune.enabled = False
     return ds.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options).as_numpy_iterator()

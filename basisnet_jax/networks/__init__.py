@@ -5,12 +5,18 @@ import functools
 from flax import nnx
 
 from basisnet_jax.errors import UserError
-from basisnet_jax.networks import mobilenet_v2, mobilenet_v3
+from basisnet_jax.networks import efficientnet, mobilenet_v2, mobilenet_v3
 
 NETWORKS = {
     "mobilenet_v2": mobilenet_v2.MobileNetV2,
     "mobilenet_v3_large": functools.partial(mobilenet_v3.MobileNetV3, mobilenet_v3.LARGE, head_features=1280),
     "mobilenet_v3_small": functools.partial(mobilenet_v3.MobileNetV3, mobilenet_v3.SMALL, head_features=1024),
+    "efficientnet_b0": functools.partial(efficientnet.EfficientNet, efficientnet.B0, head_features=1280),
+    "efficientnet_b1": functools.partial(efficientnet.EfficientNet, efficientnet.B1, head_features=1280),
+    "efficientnet_b2": functools.partial(efficientnet.EfficientNet, efficientnet.B2, head_features=1408, dropout=0.3),
+    "efficientnet_lite0": functools.partial(
+        efficientnet.EfficientNet, efficientnet.LITE0, head_features=1280, scale_stem=False
+    ),
 }
 
 

@@ -19,7 +19,10 @@ from basisnet_jax.errors import UserError
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
+    "swish": jax.nn.swish,
     "hard_swish": jax.nn.hard_swish,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
 }
 
 
@@ -31,8 +34,11 @@ class Block:
     expansion: float  # expanded channels / input channels, before rounding; 1 means no expanding convolution
     out: int  # output channels at width 1
     stride: int = 1
-    squeeze: float = 0.0  # squeeze-and-excite channels / expanded channels; 0 means none
+    squeeze: float = 0.0  # squeeze-and-excite channels / those of `squeeze_of`; 0 means none
     activation: str = "relu"
+    squeeze_of: str = "expanded"  # or "input": the channels before expansion, their share not made divisible
+    squeeze_activations: tuple[str, str] = ("relu", "hard_sigmoid")  # of the reduced channels and of the gates
+    drop_connect: float = 0.0  # share of the examples that skip the block in training, where it is a residual one
 
 
 Stages = tuple[tuple[Block, ...], ...]
@@ -45,12 +51,14 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 
 def adapted(stages: Stages, num_stages: int | None, stage_strides: tuple[int, ...] | None) -> Stages:
-    """The table for small images: only its first stages, other strides at each stage's start; None keeps the paper's."""
+    """The table with only its first stages and other strides at each stage's start; None keeps the paper's."""
     stages = stages[:num_stages]
     if stage_strides is None:
         return stages
     if len(stage_strides) != len(stages):
-        raise UserError(f"stage_strides={tuple(stage_strides)} has {len(stage_strides)} entries, expected {len(stages)}")
+        raise UserError(
+            f"stage_strides={tuple(stage_strides)} has {len(stage_strides)} entries, expected {len(stages)}"
+        )
     return tuple(
         (dataclasses.replace(stage[0], stride=stride), *stage[1:])
         for stage, stride in zip(stages, stage_strides, strict=True)
@@ -107,6 +115,11 @@ def conv_and_norm(*, padding: str, epsilon: float, momentum: float, dtype, rngs:
     return conv, norm
 
 
+def linear_classifier(features: int, num_classes: int, *, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """The last layer, whose first predictions are nearly even."""
+    return nnx.Linear(features, num_classes, dtype=dtype, kernel_init=initializers.normal(0.01), rngs=rngs)
+
+
 class ConvNorm(nnx.Module):
     """Convolution, batch norm, activation (None: linear)."""
 
@@ -121,33 +134,39 @@ class ConvNorm(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel gates from the pooled input (Hu et al. 2018), hard sigmoid as in MobileNetV3."""
+    """Channel gates from the pooled input (Hu et al. 2018)."""
 
-    def __init__(self, features: int, reduced: int, conv):
+    def __init__(self, features: int, reduced: int, activations: tuple[str, str], conv):
         self.reduce = conv(features, reduced, use_bias=True)
         self.expand = conv(reduced, features, use_bias=True)
+        self.activations = activations
 
     def __call__(self, x):
-        gate = jax.nn.relu(self.reduce(jnp.mean(x, axis=(1, 2), keepdims=True)))
-        return x * jax.nn.hard_sigmoid(self.expand(gate))
+        inner, gate = (ACTIVATIONS[name] for name in self.activations)
+        return x * gate(self.expand(inner(self.reduce(jnp.mean(x, axis=(1, 2), keepdims=True)))))
 
 
 class InvertedResidual(nnx.Module):
-    """Expand 1x1, depthwise, squeeze-and-excite, project 1x1; added to the input where the shapes allow."""
+    """Expand 1x1, depthwise, squeeze-and-excite, project 1x1; added to the input where the shapes allow.
 
-    def __init__(self, in_features: int, block: Block, width: float, conv, norm):
+    In training, `block.drop_connect` leaves only the input of some examples; `rngs` (its stream "dropout") says which.
+    """
+
+    def __init__(self, in_features: int, block: Block, width: float, conv, norm, rngs: nnx.Rngs | None = None):
         expanded = in_features if block.expansion == 1 else make_divisible(in_features * block.expansion)
         self.out_features = make_divisible(block.out * width)
         self.residual = block.stride == 1 and in_features == self.out_features
-        self.expand = (
-            None if block.expansion == 1 else ConvNorm(conv(in_features, expanded), norm, block.activation)
-        )
+        self.expand = None if block.expansion == 1 else ConvNorm(conv(in_features, expanded), norm, block.activation)
         depthwise = conv(expanded, expanded, block.kernel, block.stride, groups=expanded)
         self.depthwise = ConvNorm(depthwise, norm, block.activation)
+        of_input = block.squeeze_of == "input"
+        reduced = round(in_features * block.squeeze) if of_input else make_divisible(expanded * block.squeeze)
         self.squeeze_excite = (
-            SqueezeExcite(expanded, make_divisible(expanded * block.squeeze), conv) if block.squeeze else None
+            SqueezeExcite(expanded, reduced, block.squeeze_activations, conv) if block.squeeze else None
         )
         self.project = ConvNorm(conv(expanded, self.out_features), norm, None)
+        drops = self.residual and block.drop_connect > 0
+        self.drop = nnx.Dropout(block.drop_connect, broadcast_dims=(1, 2, 3), rngs=rngs) if drops else None
 
     def __call__(self, x):
         y = x if self.expand is None else self.expand(x)
@@ -155,16 +174,20 @@ class InvertedResidual(nnx.Module):
         if self.squeeze_excite is not None:
             y = self.squeeze_excite(y)
         y = self.project(y)
+        if self.drop is not None:
+            y = self.drop(y)
         return x + y if self.residual else y
 
 
-def build_stages(in_features: int, stages: Stages, width: float, conv, norm) -> tuple[nnx.List, int]:
+def build_stages(
+    in_features: int, stages: Stages, width: float, conv, norm, rngs: nnx.Rngs | None = None
+) -> tuple[nnx.List, int]:
     """A list of stages, each a list of blocks, and the channels that leave the last."""
     built = nnx.List()
     for stage in stages:
         blocks = nnx.List()
         for row in stage:
-            blocks.append(InvertedResidual(in_features, row, width, conv, norm))
+            blocks.append(InvertedResidual(in_features, row, width, conv, norm, rngs))
             in_features = blocks[-1].out_features
         built.append(blocks)
     return built, in_features

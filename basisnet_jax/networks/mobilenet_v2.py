@@ -3,9 +3,17 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import initializers
-from basisnet_jax.networks.blocks import Block, ConvNorm, Stages, build_stages, conv_and_norm
-from basisnet_jax.networks.blocks import adapted, make_divisible, run_stages
+from basisnet_jax.networks.blocks import (
+    Block,
+    ConvNorm,
+    Stages,
+    adapted,
+    build_stages,
+    conv_and_norm,
+    linear_classifier,
+    make_divisible,
+    run_stages,
+)
 
 
 def _stage(expansion: int, out: int, repeats: int, stride: int) -> tuple[Block, ...]:
@@ -54,7 +62,7 @@ class MobileNetV2(nnx.Module):
         self.stages, features = build_stages(stem.out_features, stages, width, conv, norm)
         self.head = ConvNorm(conv(features, make_divisible(head_features * max(width, 1.0))), norm, "relu6")
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.classifier = nnx.Linear(self.head.conv.out_features, num_classes, dtype=dtype, kernel_init=initializers.normal(0.01), rngs=rngs)
+        self.classifier = linear_classifier(self.head.conv.out_features, num_classes, dtype=dtype, rngs=rngs)
 
     def features(self, x):
         """What the classifier reads: [B, head features]."""

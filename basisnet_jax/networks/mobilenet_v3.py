@@ -7,9 +7,18 @@ Multiply-adds at 224x224: Large 216.6M, Small 56.5M.
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import initializers
-from basisnet_jax.networks.blocks import ACTIVATIONS, Block, ConvNorm, Stages, build_stages, conv_and_norm
-from basisnet_jax.networks.blocks import adapted, make_divisible, run_stages
+from basisnet_jax.networks.blocks import (
+    ACTIVATIONS,
+    Block,
+    ConvNorm,
+    Stages,
+    adapted,
+    build_stages,
+    conv_and_norm,
+    linear_classifier,
+    make_divisible,
+    run_stages,
+)
 
 # Expansions are ratios, as in the authors' code: at other widths they apply to the rounded input channels.
 LARGE: Stages = (
@@ -82,7 +91,7 @@ class MobileNetV3(nnx.Module):
         self.last = ConvNorm(conv(features, make_divisible(6 * stages[-1][-1].out * width)), norm, "hard_swish")
         self.head = conv(self.last.conv.out_features, head_features, use_bias=True)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.classifier = nnx.Linear(head_features, num_classes, dtype=dtype, kernel_init=initializers.normal(0.01), rngs=rngs)
+        self.classifier = linear_classifier(head_features, num_classes, dtype=dtype, rngs=rngs)
 
     def features(self, x):
         """What the classifier reads: [B, head_features]."""

@@ -1,0 +1,126 @@
+"""Both stages together: shapes, kinds of coefficients, and what the functional form promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from basisnet_jax import basis, basisnet
+from basisnet_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return basisnet.create(tiny())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+
+
+def test_outputs_and_the_two_stages_apart(model, images):
+    model.eval()
+    outputs = model(images)
+    layers = len(basis.basis_layers(model.specialist))
+    assert layers == 4  # depthwise, project, last, head
+    assert outputs.logits.shape == outputs.preview_logits.shape == (4, 10)
+    assert outputs.coefficients.shape == (4, layers, 3)
+    np.testing.assert_allclose(jnp.sum(outputs.coefficients, -1), 1.0, rtol=1e-5)
+    preview_logits, coefficients = model.preview_stage(images)
+    np.testing.assert_array_equal(preview_logits, outputs.preview_logits)
+    np.testing.assert_array_equal(model.specialist_stage(images, coefficients), outputs.logits)
+    # An image's coefficients give the plain network that answers for it.
+    plain = basis.synthesize(model.specialist, coefficients[2])
+    np.testing.assert_allclose(plain(images[2:3])[0], outputs.logits[2], atol=1e-5)
+
+
+def test_permuting_the_batch_permutes_all_outputs(model, images):
+    model.eval()
+    order = jnp.array([3, 1, 0, 2])
+    for ours, expected in zip(model(images[order]), model(images), strict=True):
+        np.testing.assert_allclose(ours, expected[order], atol=1e-5)
+
+
+def test_kinds_of_coefficients(tiny, images):
+    def coefficients(**overrides):
+        model = basisnet.create(tiny(**overrides))
+        model.eval()
+        model.coefficient_head.kernel[...] *= 100
+        return model(images).coefficients
+
+    softmax = coefficients()
+    even = coefficients(**{"coefficients.temperature": 1000.0})
+    assert jnp.ptp(even) < 0.01 < jnp.ptp(softmax)
+    sigmoid = coefficients(**{"coefficients.activation": "sigmoid"})
+    assert not np.allclose(jnp.sum(sigmoid, -1), 1.0, atol=0.01)
+    assert coefficients(**{"coefficients.shared": True}).shape == (4, 1, 3)
+
+
+def test_the_preview_sees_its_own_resolution(tiny, images):
+    seen = {}
+    model = basisnet.create(tiny())
+    model.eval()
+    features = model.preview.features
+    model.preview.features = lambda x: seen.update(shape=x.shape) or features(x)
+    model(images)
+    assert seen["shape"] == (4, 8, 8, 1)
+
+
+def test_functional_form(tiny, images):
+    functions = basisnet.functional(basisnet.create(tiny(**{"network.dropout": 0.5})))
+    params, stats = functions.params, functions.batch_stats
+    train = jax.jit(functions.train)
+    outputs, new_stats = train(params, stats, images, jax.random.key(0))
+    again, _ = train(params, stats, images, jax.random.key(0))
+    other, _ = train(params, stats, images, jax.random.key(1))
+    np.testing.assert_array_equal(outputs.logits, again.logits)
+    assert not np.array_equal(outputs.logits, other.logits)  # dropout follows the key
+    assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
+    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (stats, new_stats)), strict=True))
+    evaluated = functions.evaluate(params, stats, images)
+    np.testing.assert_array_equal(evaluated.logits, functions.evaluate(params, stats, images).logits)
+
+
+def test_the_seed_decides_the_initial_weights(tiny):
+    def leaves(seed):
+        return jax.tree.leaves(basisnet.functional(basisnet.create(tiny(seed=seed))).params)
+
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(1), leaves(1), strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(leaves(1), leaves(2), strict=True))
+
+
+def test_static_model_has_no_preview(tiny, images):
+    model = basisnet.create(tiny(model="static"))
+    outputs = basisnet.functional(model).evaluate(*basisnet.functional(model)[:2], images)
+    assert outputs.preview_logits is None
+    assert not basis.basis_layers(model)
+
+
+def test_bfloat16_gives_float32_coefficients(tiny, images):
+    model = basisnet.create(tiny(dtype="bfloat16"))
+    model.eval()
+    outputs = model(images)
+    assert (outputs.logits.dtype, outputs.coefficients.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model": "basis"}, "static"),
+        ({"coefficients.activation": "relu"}, "softmax"),
+        ({"basis.layers": "nothing"}, "config.basis.*no layer"),
+        ({"basis.num_bases": 0}, "num_bases"),
+        ({"dtype": "float31"}, "dtype"),
+    ],
+)
+def test_mistakes_in_the_config(tiny, overrides, words):
+    with pytest.raises(UserError, match=words):
+        basisnet.create(tiny(**overrides))
+
+
+def test_specialist_without_bases_is_refused(tiny):
+    network = basisnet.create(tiny(model="static"))
+    with pytest.raises(ValueError, match="bases"):
+        basisnet.BasisNet(network, network, preview_size=8, rngs=nnx.Rngs(0))

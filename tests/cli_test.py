@@ -1,0 +1,165 @@
+"""The command line: a user's mistake ends in one line that names it and exit code 2; results are as documented."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from basisnet_jax import cli, train
+from basisnet_jax.data import pipeline
+
+CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """With the digits in it: TFDS tells at length when it prepares them."""
+    data_dir = tmp_path_factory.mktemp("data")
+    config = cli.parse([CONFIG, f"--config.data_dir={data_dir}"], "config").config
+    pipeline.num_examples(config, "train")
+    return data_dir
+
+
+@pytest.fixture
+def fails(capsys):
+    """`fails(*argv)`: the one line that the command prints; it has to end with exit code 2 and print nothing else."""
+
+    def run(*argv: str) -> str:
+        assert cli.main([str(argument) for argument in argv]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith("basisnet: ") and "Traceback" not in err, err
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["tain"], ["'tain'", "train", "evaluate", "madds"]),
+        (["train", CONFIG], ["--workdir is missing"]),
+        (["train", "--workdir=DIR"], ["--config is missing"]),
+        (["train", CONFIG, "--workdir=DIR", "--wrokdir=x"], ["wrokdir"]),
+        (["train", CONFIG, "--workdir=DIR", "stray"], ["'stray'"]),
+        (["train", CONFIG, "--workdir=DIR", "--config.nonsense=1"], ["'nonsense'", "configs/default.py"]),
+        (["train", CONFIG, "--workdir=DIR", "--config.optimizer.nonsense=1"], ["'nonsense'"]),
+        (["train", CONFIG, "--workdir=DIR", "--config.batch_size=abc"], ["config.batch_size", "'abc'", "int"]),
+        (["train", "--config=DIR/none.py", "--workdir=DIR"], ["DIR/none.py", "does not exist"]),
+        (["train", "--config=", "--workdir=DIR"], ["config file ''"]),
+        (["train", CONFIG + ":basis=3", "--workdir=DIR"], ["'basis'", "bases, width, seed"]),
+        (["train", CONFIG + ":bases=many", "--workdir=DIR"], ["'bases=many'", "bases=<int>"]),
+        (["evaluate"], ["--workdir is missing"]),
+        (["evaluate", "--workdir=DIR", "--threshold=high"], ["--threshold='high'", "number"]),
+        (["evaluate", "--workdir=DIR", "--threshold=nan"], ["--threshold='nan'", "number"]),
+        (["evaluate", "--workdir=DIR"], ["DIR/config.json is missing"]),
+        (["evaluate", "--workdir=DIR/none"], ["DIR/none/config.json is missing"]),
+        (["madds"], ["--config is missing"]),
+        (["madds", CONFIG, "--config.network.name=resnet50"], ["'resnet50'", "mobilenet_v3_small"]),
+    ],
+)
+def test_mistakes_on_the_command_line(fails, tmp_path, argv, named):
+    argv = [argument.replace("DIR", str(tmp_path)) for argument in argv]
+    error = fails(*argv)
+    for text in named:
+        assert text.replace("DIR", str(tmp_path)) in error
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("dataset=digit", ["'digit'", "digits"]),
+        ("num_classes=11", ["config.num_classes is 11", "has 10"]),
+        ("network.name=resnet50", ["'resnet50'", "mobilenet_v3_small"]),
+        ("model=both", ["'both'", "static"]),
+        ("optimizer.name=sgd", ["'sgd'", "adamw"]),
+        ("optimizer.schedule=step", ["'step'", "cosine"]),
+        ("batch_size=2000", ["2000", "1077"]),
+        ("validation_split=val", ["'val'", "validation (360)"]),
+        ("test_split=val", ["'val'", "test (360)"]),
+    ],
+)
+def test_mistakes_in_a_config(fails, data_dir, tmp_path, override, named):
+    error = fails("train", CONFIG, f"--workdir={tmp_path}/run", f"--config.data_dir={data_dir}", f"--config.{override}")
+    for text in named:
+        assert text in error
+    # Nothing was started: the corrected command can have this workdir.
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written(fails, data_dir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    error = fails("train", CONFIG, f"--config.data_dir={data_dir}", f"--workdir={tmp_path}/file/run")
+    assert f"{tmp_path}/file/run" in error and "Not a directory" in error
+    fails("train", CONFIG, f"--config.data_dir={data_dir}", f"--workdir={tmp_path}/file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_evaluate_without_a_checkpoint(fails, tmp_path):
+    train.claim_workdir(cli.resolve(cli.parse([CONFIG], "config").config), str(tmp_path))
+    assert f"no checkpoint in {tmp_path}/checkpoints" in fails("evaluate", f"--workdir={tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    assert f"{tmp_path}/config.json" in fails("evaluate", f"--workdir={tmp_path}")
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.slow
+def test_a_mistake_as_a_process(tmp_path):
+    """What libraries print when they are imported must not stand beside the one line."""
+    command = [shutil.which("basisnet", path=os.path.dirname(sys.executable)), "train", CONFIG]
+    command += [f"--workdir={tmp_path}/run", "--config.dataset=no_such_set"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr.count("\n") == 1 and "'no_such_set'" in process.stderr
+
+
+def test_a_fault_of_ours_is_not_called_the_users(monkeypatch, capsys):
+    def broken(argv):
+        raise RuntimeError("boom")
+
+    monkeypatch.setitem(cli.VERBS, "madds", broken)
+    assert cli.main(["madds"]) == 1
+    assert "RuntimeError: boom" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
+def test_help_names_every_verb(capsys, argv):
+    assert cli.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["basisnet", verb] for verb in cli.VERBS]
+    assert {"train", "evaluate", "madds"} <= set(cli.VERBS)
+
+
+def test_overrides_are_read_from_the_arguments_given(monkeypatch):
+    """And not from the process's own, which are those of a test runner or of a sweep."""
+    monkeypatch.setattr(sys, "argv", ["sweep", "--config.seed=1"])
+    config = cli.parse(
+        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1)"], "config"
+    ).config
+    assert (config.seed, config.batch_size, config.basis.num_bases) == (0, 32, 3)
+    assert cli.resolve(config).network.stage_strides == [2, 1]
+
+
+def test_madds_as_json(capsys):
+    assert cli.main(["madds", CONFIG, "--json", "--share=0.25"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    items = printed["items"]
+    assert all(set(item) == {"name", "stage", "kind", "madds", "params"} for item in items)
+    assert printed["total"] == sum(item["madds"] for item in items) > 0
+    preview = sum(item["madds"] for item in items if item["stage"] == "preview")
+    assert printed["mean_with_early_termination"] == pytest.approx(0.25 * preview + 0.75 * printed["total"])
+
+
+def test_madds_of_a_static_network(capsys):
+    assert cli.main(["madds", CONFIG, "--json", "--config.model=static"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["mean_with_early_termination"] is None and {i["stage"] for i in printed["items"]} == {"network"}
+
+
+def test_madds_as_a_table(capsys):
+    assert cli.main(["madds", CONFIG]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["layer", "stage", "kind", "MAdds", "params"]

@@ -1,0 +1,86 @@
+"""Evaluation: exact for any batch size, right for few classes, and told in a table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from basisnet_jax import basisnet, evaluate, partition, plots
+
+
+@pytest.fixture(scope="module")
+def config(tiny, data_dir):
+    return tiny(data_dir=data_dir)
+
+
+def per_example(config, eval_batch_size):
+    config = config.copy_and_resolve_references()
+    config.eval_batch_size = eval_batch_size
+    functions = basisnet.functional(basisnet.create(config))
+    run = evaluate.make_per_example(config, functions, partition.create_mesh(eval_batch_size))
+    return run(functions.params, functions.batch_stats, "test")
+
+
+def test_padded_evaluation_equals_unpadded(config):
+    whole, padded = per_example(config, 360), per_example(config, 77)
+    assert whole.keys() == padded.keys()
+    for name in whole:
+        assert whole[name].shape == (360,)
+        np.testing.assert_allclose(padded[name], whole[name], atol=1e-5)
+    summary = evaluate.summarize(padded)
+    assert summary["num_examples"] == 360
+    assert summary["top1"] == pytest.approx(np.mean(whole["top1"], dtype=np.float64), abs=1e-12)
+
+
+def test_ranks_and_few_classes():
+    logits = jnp.array([[3.0, 2.0, 1.0], [0.0, 5.0, 1.0]])
+    rows = evaluate._head(logits, jax.nn.one_hot(jnp.array([1, 1]), 3), jnp.array([1, 1]), "preview_")
+    np.testing.assert_array_equal(rows["preview_top1"], [0, 1])
+    np.testing.assert_array_equal(rows["preview_top5"], [1, 1])
+    np.testing.assert_allclose(rows["preview_loss"], -jax.nn.log_softmax(logits)[:, 1], rtol=1e-6)
+    wide = jnp.arange(7.0)[None]
+    for label, within in ((6, 1), (2, 1), (1, 0)):
+        row = evaluate._head(wide, jax.nn.one_hot(jnp.array([label]), 7), jnp.array([label]), "")
+        assert row["top5"][0] == within
+
+
+def test_normalization_is_that_of_the_config(config):
+    images = np.full((1, 2, 2, 1), 255, np.uint8)
+    np.testing.assert_allclose(evaluate.normalize(images, config), (1 - 0.3) / 0.35, rtol=1e-6)
+
+
+REPORT = {
+    "split": "test",
+    "num_examples": 360,
+    "step": 7,
+    "top1": 0.99,
+    "top5": 1.0,
+    "loss": 0.1,
+    "madds": 2e6,
+    "preview_top1": 0.9,
+    "preview_top5": 1.0,
+    "preview_loss": 0.4,
+    "preview_madds": 1e5,
+    "early_termination": {
+        "threshold": 0.8,
+        "share": 0.5,
+        "top1": 0.985,
+        "mean_madds": 1.05e6,
+        "chosen_on": "validation",
+        "curve": [{"mean_madds": 2e6, "top1": 0.99}, {"mean_madds": 1.05e6, "top1": 0.985}],
+    },
+}
+
+
+def test_table_names_every_number():
+    table = evaluate.table(REPORT)
+    for number in ("0.9900", "0.9000", "0.9850", "2.00M", "0.10M", "1.05M", "50%", "0.800", "360 images", "step 7"):
+        assert number in table
+    static = {name: value for name, value in REPORT.items() if name != "early_termination"}
+    assert "preview" not in evaluate.table(static)
+
+
+def test_picture_is_drawn(tmp_path):
+    path = tmp_path / "curve.png"
+    plots.early_termination(REPORT, str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,106 @@
+"""Schedules, optimizers and averages against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from basisnet_jax.configs import default
+
+from basisnet_jax import losses, optimizer
+from basisnet_jax.basisnet import Outputs
+from basisnet_jax.errors import UserError
+
+
+def config(**changes):
+    config = default.get_config().optimizer
+    config.update(changes)
+    return config
+
+
+def test_warm_up_then_cosine():
+    rate = optimizer.schedule(config(learning_rate=0.4, warmup_epochs=2.0), steps_per_epoch=10, total_steps=120)
+    steps = np.array([0, 5, 20, 45, 70, 120])
+    cosine = 0.2 * (1 + np.cos(np.pi * (steps - 20) / 100))
+    np.testing.assert_allclose([rate(step) for step in steps], np.where(steps < 20, 0.02 * steps, cosine), atol=1e-6)
+
+
+def test_warm_up_then_exponential_decay_in_steps():
+    changes = dict(learning_rate=1.0, schedule="exponential", warmup_epochs=1.0, decay_epochs=2.0, decay_rate=0.5)
+    rate = optimizer.schedule(config(**changes), steps_per_epoch=10, total_steps=100)
+    np.testing.assert_allclose([rate(5), rate(10), rate(29), rate(30), rate(50)], [0.5, 1.0, 1.0, 0.5, 0.25])
+
+
+def run(changes, grads, params):
+    tx = optimizer.create(config(**changes), lambda step: 0.1)
+    state = tx.init(params)
+    for grad in grads:
+        updates, state = tx.update(grad, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+
+def test_rmsprop_is_tensorflows():
+    params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    grads = [{"kernel": jnp.array([g]), "bias": jnp.array([g])} for g in (0.3, -0.1)]
+    ours = run(dict(weight_decay=0.5, momentum=0.9, second_moment_decay=0.8, epsilon=1e-3), grads, params)
+    for name, decay in (("kernel", 0.5), ("bias", 0.0)):
+        weight, mean_square, momentum = 2.0, 1.0, 0.0
+        for grad in (0.3, -0.1):
+            grad += decay * weight  # an L2 term of the gradient
+            mean_square = 0.8 * mean_square + 0.2 * grad**2
+            momentum = 0.9 * momentum + 0.1 * grad / np.sqrt(mean_square + 1e-3)
+            weight -= momentum
+        np.testing.assert_allclose(ours[name], weight, rtol=1e-5)
+
+
+def test_adamw_decay_is_decoupled():
+    params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    ours = run(dict(name="adamw", weight_decay=0.5), [zero], params)
+    np.testing.assert_allclose([ours["kernel"][0], ours["bias"][0]], [2.0 - 0.1 * 0.5 * 2.0, 2.0], rtol=1e-6)
+
+
+def test_clipping_bounds_the_whole_gradient():
+    params = {"kernel": jnp.zeros(2)}
+    changes = dict(name="adamw", weight_decay=0.0, epsilon=1e3)  # so large an epsilon makes Adam proportional
+    small, large = ({"kernel": jnp.array([3.0, 4.0]) * scale} for scale in (0.2, 2000.0))
+    clipped = run(dict(changes, clip_norm=1.0), [large], params)
+    np.testing.assert_allclose(clipped["kernel"], run(changes, [small], params)["kernel"], rtol=1e-3)
+    assert not np.allclose(run(changes, [large], params)["kernel"], clipped["kernel"], rtol=0.5)
+
+
+def test_moving_average_warms_up():
+    average = jnp.array(0.0)
+    for step in range(3):
+        average = optimizer.moving_average(average, jnp.array(1.0), jnp.array(step), 0.5)
+    expected = 0.0
+    for decay in (1 / 10, 2 / 11, 3 / 12):
+        expected = decay * expected + (1 - decay)
+    np.testing.assert_allclose(average, expected, rtol=1e-6)
+    late = optimizer.moving_average(jnp.array(0.0), jnp.array(1.0), jnp.array(10_000), 0.5)
+    np.testing.assert_allclose(late, 0.5)
+
+
+def test_joint_loss_is_the_weighted_sum():
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    labels = np.array([1, 3, 0])
+
+    def cross_entropy(logits, smoothing):
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        target = np.full(logits.shape, smoothing / 4) + (1 - smoothing) * np.eye(4)[labels]
+        return -(target * log_p).sum(-1).mean()
+
+    outputs = Outputs(jnp.asarray(logits[0]), jnp.asarray(logits[1]))
+    loss, parts = losses.joint(outputs, losses.targets(labels, 4, 0.1), 0.3)
+    final, preview = cross_entropy(logits[0], 0.1), cross_entropy(logits[1], 0.1)
+    np.testing.assert_allclose([loss, *parts.values()], [final + 0.3 * preview, final, preview], rtol=1e-5)
+    alone, parts = losses.joint(Outputs(outputs.logits), losses.targets(labels, 4, 0.1), 0.3)
+    np.testing.assert_allclose(alone, final, rtol=1e-5)
+    assert set(parts) == {"final_loss"}
+
+
+@pytest.mark.parametrize("changes", [{"name": "sgd"}, {"schedule": "linear"}])
+def test_unknown_names(changes):
+    with pytest.raises(UserError, match="expected"):
+        optimizer.schedule(config(**changes), 1, 1)
+        optimizer.create(config(**changes), lambda step: 0.1)
