@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import basis, initializers, networks
+from basisnet_jax import basis, coefficients, initializers, networks
 from basisnet_jax.errors import UserError
 
-ACTIVATIONS = ("softmax", "sigmoid")
+COEFFICIENT_FIELDS = ("activation", "temperature", "shared", "dropout", "dropout_per")  # of the config, for BasisNet
 
 
 class Outputs(NamedTuple):
@@ -34,8 +34,10 @@ class BasisNet(nnx.Module):
       preview: a network with `features(images) -> [B, F]`, and `dropout` and `classifier` (an `nnx.Linear`) on them.
       preview_size: side to which images are resized for the preview, in pixels.
       activation: "softmax" (coefficients of a layer sum to one) or "sigmoid" (each on its own).
-      temperature: the activation's argument is divided by it; higher is more even.
+      temperature: the activation's argument is divided by it; higher is more even. Training may start higher.
       shared: one vector of coefficients for all layers, instead of one for each.
+      dropout: basis model dropout, the probability that a basis is shut down in training; never all of them are.
+      dropout_per: "example" or "batch": what shares one draw of the bases to drop.
     """
 
     def __init__(
@@ -47,14 +49,18 @@ class BasisNet(nnx.Module):
         activation: str = "softmax",
         temperature: float = 1.0,
         shared: bool = False,
+        dropout: float = 0.0,
+        dropout_per: str = "example",
         rngs: nnx.Rngs,
     ):
         layers = basis.basis_layers(specialist)
         counts = {layer.num_bases for layer in layers.values()}
         if len(counts) != 1:
             raise ValueError(f"the specialist's basis layers have {sorted(counts)} bases, expected one number for all")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"coefficient activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        if activation not in coefficients.ACTIVATIONS:
+            raise ValueError(f"activation {activation!r}, expected one of {', '.join(coefficients.ACTIVATIONS)}")
+        if dropout_per not in ("example", "batch") or not 0 <= dropout < 1:
+            raise ValueError(f"{dropout=} per {dropout_per!r}, expected at least 0, below 1, per example or batch")
         self.specialist = specialist
         self.preview = preview
         self.preview_size = preview_size
@@ -62,6 +68,7 @@ class BasisNet(nnx.Module):
         self.temperature = temperature
         self.num_vectors = 1 if shared else len(layers)
         self.num_bases = counts.pop()
+        self.basis_dropout = coefficients.BasisDropout(dropout, dropout_per, rngs)
         # Nearly even coefficients at first: every basis gets gradient from every example.
         self.coefficient_head = nnx.Linear(
             preview.classifier.in_features,
@@ -76,16 +83,17 @@ class BasisNet(nnx.Module):
         logits = self.preview.classifier(self.preview.dropout(features))
         raw = self.coefficient_head(features).reshape(-1, self.num_vectors, self.num_bases)
         raw = raw.astype(jnp.float32) / self.temperature
-        return logits, jax.nn.softmax(raw) if self.activation == "softmax" else jax.nn.sigmoid(raw)
+        kept = self.basis_dropout(len(raw), self.num_bases)
+        return logits, coefficients.activate(raw, self.activation, kept)
 
-    def specialist_stage(self, images: jax.Array, coefficients: jax.Array) -> jax.Array:
-        """The final prediction [B, classes], each image's by kernels mixed with its own coefficients [B, K, N]."""
-        with basis.mixed(self.specialist, coefficients):
+    def specialist_stage(self, images: jax.Array, coefficients_BKN: jax.Array) -> jax.Array:
+        """The final prediction [B, classes], each image's by kernels mixed with its own coefficients."""
+        with basis.mixed(self.specialist, coefficients_BKN):
             return self.specialist(images)
 
     def __call__(self, images: jax.Array) -> Outputs:
-        preview_logits, coefficients = self.preview_stage(images)
-        return Outputs(self.specialist_stage(images, coefficients), preview_logits, coefficients)
+        preview_logits, coefficients_BKN = self.preview_stage(images)
+        return Outputs(self.specialist_stage(images, coefficients_BKN), preview_logits, coefficients_BKN)
 
 
 def create(config: ml_collections.ConfigDict) -> nnx.Module:
@@ -106,7 +114,7 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
             basis.with_bases(network, config.basis.num_bases, where=chosen, rngs=rngs),
             networks.create(**preview, **common, rngs=rngs),
             preview_size=preview_size,
-            **config.coefficients,
+            **{name: config.coefficients[name] for name in COEFFICIENT_FIELDS},
             rngs=rngs,
         )
     except ValueError as error:  # of these two, all are about what the config gave
@@ -125,12 +133,15 @@ class Functional(NamedTuple):
 
     params: dict
     batch_stats: dict
-    train: Callable  # (params, batch_stats, images, key) -> (Outputs, new batch_stats)
+    train: Callable  # (params, batch_stats, images, key, temperature=None) -> (Outputs, new batch_stats)
     evaluate: Callable  # (params, batch_stats, images) -> Outputs
 
 
 def functional(model: nnx.Module) -> Functional:
-    """Splits a model; all its randomness in training (dropout) follows from the key given to `train`."""
+    """Splits a model; all its randomness in training (dropout) follows from the key given to `train`.
+
+    A `temperature` given to `train` stands in for that of the coefficients.
+    """
     model.train()
     train_graph, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     model.eval()
@@ -140,9 +151,11 @@ def functional(model: nnx.Module) -> Functional:
         result = model(images)
         return result if isinstance(result, Outputs) else Outputs(result)
 
-    def train(params, batch_stats, images, key):
+    def train(params, batch_stats, images, key, temperature=None):
         fresh = nnx.State(params), nnx.State(batch_stats), _reseeded(rest, key)
         model = nnx.merge(train_graph, *fresh, copy=True)
+        if temperature is not None:
+            model.set_attributes(temperature=temperature, raise_if_not_found=False)
         return outputs(model, images), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def evaluate(params, batch_stats, images):

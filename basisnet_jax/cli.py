@@ -156,8 +156,15 @@ def quiet_logs() -> None:
         return record.levelno >= logging.converter.STANDARD_WARNING and "orbax" not in record.pathname
 
     handler.addFilter(shown)
-    # Where one of Orbax's reads fails, asyncio would report all the others: hundreds of lines beside the one raised.
+    # Where one of Orbax's reads fails, the others are reported too: by asyncio, and as errors that cannot be raised.
     logging.converter.logging.getLogger("asyncio").setLevel(logging.converter.logging.CRITICAL)
+    unraisable = sys.unraisablehook
+
+    def shown_unraisable(report):
+        if not str(report.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
+            unraisable(report)
+
+    sys.unraisablehook = shown_unraisable
 
 
 if __name__ == "__main__":

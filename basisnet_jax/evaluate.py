@@ -80,7 +80,7 @@ def write_report(config, workdir: str, functions: Functional, state, step: int, 
 
 
 def make_per_example(config, functions: Functional, mesh: Mesh):
-    """`per_example(params, batch_stats, split)`: arrays [examples] of every example of a split, each exactly once."""
+    """`per_example(params, batch_stats, split)`: arrays [examples, ...] over a split, every example exactly once."""
 
     @jax.jit
     def step(params, batch_stats, batch):
@@ -90,6 +90,7 @@ def make_per_example(config, functions: Functional, mesh: Mesh):
         if outputs.preview_logits is not None:
             rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
             rows["confidence"] = early_exit.confidence(outputs.preview_logits)
+            rows["coefficients"] = outputs.coefficients
         return rows
 
     def per_example(params, batch_stats, split):
@@ -111,7 +112,7 @@ def summarize(per_example: dict[str, np.ndarray]) -> dict[str, float]:
     means = {
         name: float(np.sum(column, dtype=np.float64) / len(column))
         for name, column in per_example.items()
-        if name != "confidence"
+        if name not in ("confidence", "coefficients")
     }
     return {**means, "num_examples": len(per_example["top1"])}
 

@@ -23,6 +23,12 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, total_step
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup_steps), decay], [warmup_steps])
 
 
+def temperature(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule | None:
+    """Temperature of the coefficients by step as `config.coefficients` anneals it; None where it is constant."""
+    steps = round(config.annealing_epochs * steps_per_epoch)
+    return optax.linear_schedule(config.initial_temperature, config.temperature, steps) if steps else None
+
+
 def kernels_only(params) -> object:
     """The weight-decay mask: True for kernels, False for biases and batch norm's scales."""
     return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
 from flax import nnx
 from tqdm import tqdm
 
-from basisnet_jax import basisnet, checkpoint, evaluate, losses, madds, optimizer, partition
+from basisnet_jax import basis, basisnet, checkpoint, coefficients, evaluate, losses, madds, optimizer, partition
 from basisnet_jax.basisnet import Functional
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
@@ -39,8 +40,13 @@ def create_state(params: dict, batch_stats: dict, tx: optax.GradientTransformati
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), params, batch_stats)
 
 
-def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx: optax.GradientTransformation):
-    """The pure function `(state, batch) -> (state, metrics)`; batches are {"image": uint8 [B, H, W, C], "label": [B]}."""
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    functions: Functional,
+    tx: optax.GradientTransformation,
+    temperature: optax.Schedule | None = None,
+):
+    """The pure function `(state, batch) -> (state, metrics)`; batch: {"image": uint8 [B, H, W, C], "label": [B]}."""
     key = jax.random.key(config.seed)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -49,7 +55,8 @@ def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx
         step_key = jax.random.fold_in(key, state.step)
 
         def loss_fn(params):
-            outputs, batch_stats = functions.train(params, state.batch_stats, images, step_key)
+            annealed = None if temperature is None else temperature(state.step)
+            outputs, batch_stats = functions.train(params, state.batch_stats, images, step_key, annealed)
             loss, parts = losses.joint(outputs, targets, config.preview_loss_weight)
             return loss, (outputs, batch_stats, parts)
 
@@ -64,6 +71,8 @@ def make_train_step(config: ml_collections.ConfigDict, functions: Functional, tx
         metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == batch["label"])
         if outputs.preview_logits is not None:
             metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == batch["label"])
+            metrics["coefficient_entropy"] = coefficients.entropy(outputs.coefficients)
+            metrics["least_basis_usage"] = jnp.min(coefficients.usage(outputs.coefficients))
         return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
 
     return train_step
@@ -102,7 +111,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         return finished_report(config, workdir, functions, state, first_step)
     print_overview(config, workdir, model, total_steps, first_step)
 
-    train_step = jax.jit(make_train_step(config, functions, tx), donate_argnums=0)
+    temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
+    train_step = jax.jit(make_train_step(config, functions, tx, temperature), donate_argnums=0)
     validate = evaluate.make_per_example(config, functions, partition.create_mesh(config.eval_batch_size))
     eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
     # However this ends, what was saved and logged until then is on disk.
@@ -123,6 +133,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
                 if evaluates:
                     averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
                     log.write(step, "validation", summary := evaluate.summarize(averaged))
+                    warn_of_dead_bases(averaged, model)
                 if evaluates or step % config.checkpoint_every_steps == 0:
                     watch.read()  # a state that follows from a bad loss is never saved
                     checkpoint.save(checkpoints, step, state, summary if evaluates else None)
@@ -131,6 +142,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
     print(evaluate.table(report))
     return report
+
+
+def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
+    """Names the bases that hardly any mixture of the split uses: they cost memory and mixing, and learn nothing."""
+    if "coefficients" in per_example:
+        layers = list(basis.basis_layers(model.specialist))
+        if dead := coefficients.dead(coefficients.usage(per_example["coefficients"]), layers):
+            logging.warning("%d dead bases: %s", len(dead), ", ".join(dead[:10]) + (" ..." if dead[10:] else ""))
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:

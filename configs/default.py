@@ -44,6 +44,11 @@ def get_config(arg=""):
     config.coefficients.activation = "softmax"  # or "sigmoid"
     config.coefficients.temperature = 1.0
     config.coefficients.shared = False  # one vector for all layers
+    # Training only. The temperature falls linearly from `initial_temperature` within so many epochs; 0: it is constant.
+    config.coefficients.initial_temperature = 30.0
+    config.coefficients.annealing_epochs = 0.0
+    config.coefficients.dropout = 0.0625  # basis model dropout: the probability that a basis is shut down
+    config.coefficients.dropout_per = "example"  # or "batch": what shares one draw
 
     # Training. Lengths in epochs may be fractions.
     config.num_epochs = 350.0

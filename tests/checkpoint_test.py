@@ -142,10 +142,10 @@ def test_a_truncated_file_is_reported_or_does_no_harm(tmp_path, share_left):
 
 
 @pytest.fixture(scope="module")
-def digits_workdir(tmp_path_factory):
+def digits_workdir(tmp_path_factory, data_dir):
     """A workdir of configs/digits.py that was stopped after step 2, as `train` would leave it, and its flags."""
     workdir = tmp_path_factory.mktemp("digits")
-    argv = [f"--config={CONFIG}", f"--config.data_dir={tmp_path_factory.mktemp('data')}"]
+    argv = [f"--config={CONFIG}", f"--config.data_dir={data_dir}"]
     config = cli.resolve(cli.parse(argv, "config").config)
     train.claim_workdir(config, str(workdir))
     model = basisnet.functional(basisnet.create(config))

@@ -16,9 +16,8 @@ CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}"
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
-    data_dir = tmp_path_factory.mktemp("data")
     config = cli.parse([CONFIG, f"--config.data_dir={data_dir}"], "config").config
     pipeline.num_examples(config, "train")
     return data_dir

@@ -49,11 +49,11 @@ def get_config(arg=""):
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
+def flags(tmp_path_factory, data_dir):
     """The flags that name the config and the prepared data."""
-    folder = tmp_path_factory.mktemp("digits")
-    (folder / "tiny.py").write_text(CONFIG)
-    argv = [f"--config={folder}/tiny.py", f"--config.data_dir={folder}/data"]
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    file.write_text(CONFIG)
+    argv = [f"--config={file}", f"--config.data_dir={data_dir}"]
     pipeline.num_examples(cli.parse(argv, "config").config, "train")
     return argv
 

@@ -1,0 +1,65 @@
+"""Coefficients: from the head's numbers to mixtures of bases, dropout of whole bases, and how bases are used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+
+def activate(raw: jax.Array, activation: str, kept: jax.Array | None = None) -> jax.Array:
+    """Coefficients from the head's numbers [B, K, N]; those of bases not `kept` ([B or 1, 1, N]) are exactly 0.
+
+    What remains is renormalised: a softmax over the kept bases alone, or sigmoids times N / bases kept.
+    """
+    if kept is not None:
+        raw = jnp.where(kept, raw, -jnp.inf)
+    if activation == "softmax":
+        return jax.nn.softmax(raw)
+    scale = 1.0 if kept is None else kept.shape[-1] / jnp.sum(kept, axis=-1, keepdims=True)
+    return scale * jax.nn.sigmoid(raw)
+
+
+class BasisDropout(nnx.Module):
+    """Which bases an example (or the batch) keeps: each is dropped with probability `rate`, in training only.
+
+    A basis is dropped from all layers at once: it is a basis *model* that is shut down. Where all would be dropped,
+    one drawn at random is kept.
+    """
+
+    def __init__(self, rate: float, per: str, rngs: nnx.Rngs):
+        self.rate = rate
+        self.per = per
+        self.deterministic = False  # set by nnx's train() and eval()
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, batch: int, num_bases: int) -> jax.Array | None:
+        """True where kept, [batch or 1, 1, num_bases]; None where nothing is dropped."""
+        if self.deterministic or self.rate == 0:
+            return None
+        rows = batch if self.per == "example" else 1
+        kept = jax.random.bernoulli(self.rngs(), 1 - self.rate, (rows, 1, num_bases))
+        spared = jax.nn.one_hot(jax.random.randint(self.rngs(), (rows, 1), 0, num_bases), num_bases, dtype=bool)
+        return jnp.where(jnp.any(kept, axis=-1, keepdims=True), kept, spared)
+
+
+def entropy(coefficients_BKN: jax.Array) -> jax.Array:
+    """Mean entropy of the mixtures over examples and layers, as a share of log N: 1 is even, 0 one basis alone."""
+    num_bases = coefficients_BKN.shape[-1]
+    if num_bases == 1:
+        return jnp.zeros(())
+    shares = coefficients_BKN / jnp.sum(coefficients_BKN, axis=-1, keepdims=True)
+    return jnp.mean(jnp.sum(jax.scipy.special.entr(shares), axis=-1)) / jnp.log(num_bases)
+
+
+def usage(coefficients_BKN: jax.Array | np.ndarray):
+    """Each basis's mean share of its layer's mixtures, times N: [K, N] with a mean of 1; 0 is a dead basis."""
+    totals = coefficients_BKN.sum(axis=0)
+    return totals / totals.mean(axis=-1, keepdims=True)
+
+
+def dead(usage_KN: np.ndarray, layers: list[str], least: float = 0.01) -> list[str]:
+    """The bases whose usage is below `least`, such as "basis 3 of stages/0/0/project/conv"."""
+    names = layers if len(layers) == len(usage_KN) else ["all layers"]
+    return [f"basis {n} of {names[k]}" for k, n in np.argwhere(usage_KN < least)]
