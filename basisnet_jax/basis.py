@@ -192,9 +192,7 @@ def synthesize(network: nnx.Module, coefficients_KN: jax.Array) -> nnx.Module:
 
 def _check_supported(path: str, layer: nnx.Conv) -> None:
     if layer.mask is not None or _per_dimension(layer.input_dilation, layer) != (1,) * len(layer.kernel_size):
-        raise ValueError(
-            f"{path}: a convolution with a mask or input dilation cannot have bases"
-        )
+        raise ValueError(f"{path}: a convolution with a mask or input dilation cannot have bases")
     if isinstance(layer.padding, str) and layer.padding not in ("SAME", "VALID"):
         raise ValueError(f"{path}: padding {layer.padding!r} cannot have bases, expected SAME, VALID or numbers")
 

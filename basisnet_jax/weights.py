@@ -1,10 +1,12 @@
-"""Import of PyTorch weights under timm's and geffnet's names for the networks of this package.
+"""Import of PyTorch weights under timm's, geffnet's or efficientnet_pytorch's names for the networks of this package.
 
-The two families of published weights differ in ways that no file tells: those trained in TensorFlow (names with `tf_`)
-pad as TensorFlow does and have 1e-3 in batch norm; those trained in PyTorch pad evenly and have 1e-5. PyTorch's
-batch-norm momentum is the share of the new batch: 0.1 there is `momentum=0.9` here.
+The two families of published weights differ in ways that no array tells: those trained in TensorFlow (timm's with `tf_`
+in the file's name, all of efficientnet_pytorch's) pad as TensorFlow does and have 1e-3 in batch norm; those trained in
+PyTorch pad evenly and have 1e-5. PyTorch's batch-norm momentum is the share of the new batch: 0.1 there is
+`momentum=0.9` here.
 """
 
+import dataclasses
 import os
 
 import jax
@@ -19,6 +21,13 @@ ORIGINS = {
     "tensorflow": {"padding": "same", "epsilon": 1e-3},
     "pytorch": {"padding": "symmetric", "epsilon": 1e-5},
 }
+IMAGE_SIZES = {"efficientnet_b1": 240, "efficientnet_b2": 260}  # the others: 224
+TENSORFLOW_NORMALIZATION = {  # mean and standard deviation of images in 0..1 where TensorFlow's are not ImageNet's
+    "mobilenet_v2": (0.5, 0.5),
+    "mobilenet_v3_large": (0.5, 0.5),
+    "mobilenet_v3_small": (0.5, 0.5),
+    "efficientnet_lite0": (127 / 255, 128 / 255),
+}
 
 
 def import_weights(network: str, path: str, workdir: str, origin: str | None = None) -> None:
@@ -28,16 +37,17 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
       network: a name in `networks.NETWORKS`, at width 1.
       path: a `.safetensors` file, or a PyTorch file (extra `torch`) holding a state dict.
       workdir: must not hold a run yet.
-      origin: "tensorflow" or "pytorch", where the weights were trained; None: by "tf_" in the file's name.
+      origin: "tensorflow" or "pytorch", where the weights were trained; None: by the names of file and arrays.
     """
-    if origin is None:
-        origin = "tensorflow" if "tf_" in os.path.basename(path) else "pytorch"
-        print(f"taking {path} as trained in {origin}, by its name; --origin says otherwise")
-    if origin not in ORIGINS:
+    if origin not in (None, *ORIGINS):
         raise UserError(f"--origin={origin!r}, expected one of {', '.join(ORIGINS)}")
     if os.path.exists(os.path.join(workdir, "config.json")):
         raise UserError(f"workdir {workdir} already holds a run; use another --workdir")
     state_dict = read(path)
+    if origin is None:
+        tensorflow = "tf_" in os.path.basename(path) or naming(state_dict) is EFFICIENTNET_PYTORCH
+        origin = "tensorflow" if tensorflow else "pytorch"
+        print(f"taking {path} as trained in {origin}, by the names of file and arrays; --origin says otherwise")
     config = static_config(network, state_dict, origin)
     params, batch_stats = convert(state_dict, basisnet.create_abstract(config))
     train.claim_workdir(config, workdir)
@@ -49,18 +59,19 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
 
 
 def static_config(network: str, state_dict: dict[str, np.ndarray], origin: str):
-    """The config of the plain network at 224x224 whose classes and channels are those of the weights."""
+    """The config of the plain network, at its paper's image size, with the classes and channels of the weights."""
     config = default.get_config()
     config.model = "static"
     config.dataset = "imagenet2012"
     config.test_split = config.validation_split = "validation"
     config.network.name = network
     config.network.update(ORIGINS[origin])
-    for name in ("classifier.weight", "conv_stem.weight"):
-        if name not in state_dict:
-            raise UserError(f"the weights have no {name!r}: not a timm or geffnet state dict of {network}")
-    config.num_classes = len(state_dict["classifier.weight"])
-    config.channels = state_dict["conv_stem.weight"].shape[1]
+    config.image_size = IMAGE_SIZES.get(network, 224)
+    if origin == "tensorflow" and network in TENSORFLOW_NORMALIZATION:
+        config.mean, config.stddev = ((number,) for number in TENSORFLOW_NORMALIZATION[network])
+    names = naming(state_dict).network
+    config.num_classes = len(state_dict[f"{names['classifier']}.weight"])
+    config.channels = state_dict[f"{names['stem.conv']}.weight"].shape[1]
     return config
 
 
@@ -93,11 +104,12 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
     Raises:
       UserError: an array is missing, has another shape, or has no place in the network.
     """
+    names = naming(state_dict)
     unused = {name for name in state_dict if not name.endswith("num_batches_tracked")}
 
     def take(path, leaf):
         keys = [key.key for key in path]
-        name = f"{torch_module(network, keys[:-1])}.{LEAVES[keys[-1]]}"
+        name = f"{torch_module(names, network, keys[:-1])}.{LEAVES[keys[-1]]}"
         if name not in state_dict:
             raise UserError(f"the weights have no {name!r}, which the network's {'/'.join(map(str, keys))} needs")
         unused.discard(name)
@@ -117,42 +129,91 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
     return params, batch_stats
 
 
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """What one family of PyTorch code calls our modules."""
+
+    block: str  # by stage, index in the stage and position among all blocks
+    network: dict[str, str]  # outside the blocks; a name may hold the number of stages
+    expanding: dict[str, str]  # in a block that expands
+    separable: dict[str, str]  # in a block that does not
+
+
+TIMM = Naming(
+    block="blocks.{stage}.{index}",
+    network={
+        "stem.conv": "conv_stem",
+        "stem.norm": "bn1",
+        "last.conv": "blocks.{stages}.0.conv",
+        "last.norm": "blocks.{stages}.0.bn1",
+        "head": "conv_head",
+        "head.conv": "conv_head",
+        "head.norm": "bn2",
+        "classifier": "classifier",
+    },
+    expanding={
+        "expand.conv": "conv_pw",
+        "expand.norm": "bn1",
+        "depthwise.conv": "conv_dw",
+        "depthwise.norm": "bn2",
+        "squeeze_excite.reduce": "se.conv_reduce",
+        "squeeze_excite.expand": "se.conv_expand",
+        "project.conv": "conv_pwl",
+        "project.norm": "bn3",
+    },
+    separable={
+        "depthwise.conv": "conv_dw",
+        "depthwise.norm": "bn1",
+        "squeeze_excite.reduce": "se.conv_reduce",
+        "squeeze_excite.expand": "se.conv_expand",
+        "project.conv": "conv_pw",
+        "project.norm": "bn2",
+    },
+)
+_BLOCK = {
+    "expand.conv": "_expand_conv",
+    "expand.norm": "_bn0",
+    "depthwise.conv": "_depthwise_conv",
+    "depthwise.norm": "_bn1",
+    "squeeze_excite.reduce": "_se_reduce",
+    "squeeze_excite.expand": "_se_expand",
+    "project.conv": "_project_conv",
+    "project.norm": "_bn2",
+}
+EFFICIENTNET_PYTORCH = Naming(
+    block="_blocks.{position}",
+    network={
+        "stem.conv": "_conv_stem",
+        "stem.norm": "_bn0",
+        "head.conv": "_conv_head",
+        "head.norm": "_bn1",
+        "classifier": "_fc",
+    },
+    expanding=_BLOCK,
+    separable=_BLOCK,
+)
+NAMINGS = (TIMM, EFFICIENTNET_PYTORCH)
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def torch_module(network: nnx.Module, keys: list) -> str:
-    """timm's name of the module at a path such as ["stages", 1, 0, "depthwise", "norm"]."""
+def naming(state_dict: dict[str, np.ndarray]) -> Naming:
+    """The naming in which the weights have a stem and a classifier."""
+    needed = [[f"{names.network[module]}.weight" for module in ("stem.conv", "classifier")] for names in NAMINGS]
+    for names, arrays in zip(NAMINGS, needed, strict=True):
+        if state_dict.keys() >= set(arrays):
+            return names
+    raise UserError(f"the weights have neither {' nor '.join(map(' and '.join, needed))}: of no network known here")
+
+
+def torch_module(names: Naming, network: nnx.Module, keys: list) -> str:
+    """The name of the module at a path such as ["stages", 1, 0, "depthwise", "norm"]."""
     if keys[0] == "stages":
-        stage, block, *layer = keys[1:]
-        expands = network.stages[stage][block].expand is not None
-        return f"blocks.{stage}.{block}.{(EXPANDING if expands else SEPARABLE)['.'.join(layer)]}"
-    if keys[0] == "last":
-        return f"blocks.{len(network.stages)}.0.{'conv' if keys[1] == 'conv' else 'bn1'}"
-    return OUTER[".".join(keys)]
-
-
-OUTER = {
-    "stem.conv": "conv_stem",
-    "stem.norm": "bn1",
-    "head": "conv_head",
-    "head.conv": "conv_head",
-    "head.norm": "bn2",
-    "classifier": "classifier",
-}
-_SQUEEZE_EXCITE = {"squeeze_excite.reduce": "se.conv_reduce", "squeeze_excite.expand": "se.conv_expand"}
-EXPANDING = {
-    "expand.conv": "conv_pw",
-    "expand.norm": "bn1",
-    "depthwise.conv": "conv_dw",
-    "depthwise.norm": "bn2",
-    "project.conv": "conv_pwl",
-    "project.norm": "bn3",
-    **_SQUEEZE_EXCITE,
-}
-SEPARABLE = {
-    "depthwise.conv": "conv_dw",
-    "depthwise.norm": "bn1",
-    "project.conv": "conv_pw",
-    "project.norm": "bn2",
-    **_SQUEEZE_EXCITE,
-}
+        stage, index, *layer = keys[1:]
+        position = sum(map(len, network.stages[:stage])) + index
+        expands = network.stages[stage][index].expand is not None
+        name = (names.expanding if expands else names.separable)[".".join(layer)]
+        return f"{names.block.format(stage=stage, index=index, position=position)}.{name}"
+    path = ".".join(keys)
+    if path not in names.network:
+        raise UserError(f"the weights are of another network: theirs never has what is {path!r} here")
+    return names.network[path].format(stages=len(network.stages))

@@ -12,8 +12,10 @@ def get_config(arg=""):
     config = ml_collections.ConfigDict()
     config.seed = 0  # of the initial weights, the order of the data, its augmentation and dropout
 
-    # Data: "digits" or any TFDS image classification set; splits in TFDS's syntax. Nothing is ever tuned on test.
+    # Data: "digits", any TFDS image classification set, or "folder:/path" with a folder of images for every class.
+    # Splits in TFDS's syntax; nothing is ever tuned on test.
     config.dataset = "digits"
+    config.bad_images = "stop"  # at a file of a folder that is no readable image; or "skip" it and name it
     config.data_dir = ""  # "": where TFDS keeps its data sets
     config.train_split = "train"
     config.validation_split = "validation"

@@ -10,7 +10,15 @@ from flax import nnx
 
 from basisnet_jax import basis, basisnet, madds, networks
 
-PINNED = {"mobilenet_v2": 300_774_272, "mobilenet_v3_large": 216_589_760, "mobilenet_v3_small": 56_510_400}
+PINNED = {
+    "mobilenet_v2": 300_774_272,
+    "mobilenet_v3_large": 216_589_760,
+    "mobilenet_v3_small": 56_510_400,
+    "efficientnet_b0": 385_814_752,
+    "efficientnet_b1": 569_651_680,
+    "efficientnet_b2": 658_963_440,
+    "efficientnet_lite0": 385_187_552,
+}
 
 
 def abstract(name, **kwargs):

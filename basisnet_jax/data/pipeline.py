@@ -26,6 +26,7 @@ from clu import deterministic_data
 
 import basisnet_jax.data.digits  # noqa: F401  (registers the name with TFDS)
 from basisnet_jax import augment
+from basisnet_jax.data import folder
 from basisnet_jax.errors import UserError
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -121,7 +122,11 @@ def builder(config) -> tfds.core.DatasetBuilder:
     _keep_tensorflow_off_accelerators()
     name = config.dataset
     try:
-        ds_builder = tfds.builder(name, data_dir=config.data_dir or None)
+        if name.startswith("folder:"):
+            path = name.removeprefix("folder:")
+            ds_builder = folder.Folder(path, config.bad_images, data_dir=config.data_dir or None)
+        else:
+            ds_builder = tfds.builder(name, data_dir=config.data_dir or None)
     except ValueError as error:  # DatasetNotFoundError, an unknown configuration, or a name that cannot be one
         known = set(tfds.list_builders(with_community_datasets=False))
         close = difflib.get_close_matches(name.split("/")[0], sorted(known))
@@ -145,6 +150,8 @@ def _prepare(name: str, ds_builder: tfds.core.DatasetBuilder) -> tfds.core.Datas
     try:
         with contextlib.redirect_stdout(sys.stderr):  # TFDS announces its work on stdout, which is for results.
             ds_builder.download_and_prepare()
+    except UserError:
+        raise
     except Exception as error:  # Whatever TFDS, the network or the disk may raise.
         # TFDS moves a finished folder into place in one step. Should another process have been faster, then ours
         # could not be moved there, and theirs is as good.
@@ -181,9 +188,9 @@ def _count(ds_builder, split):
     try:
         return ds_builder.info.splits[split].num_examples
     except (ValueError, KeyError) as error:
-        known = ", ".join(f"{name} ({info.num_examples})" for name, info in ds_builder.info.splits.items())
-        split = getattr(split, "split", split)  # a host's share names the split that it is a share of
-        raise UserError(f"{ds_builder.name} has no split {split!r}; it has {known}") from error
+        known = ", ".join(f"{part} ({info.num_examples})" for part, info in ds_builder.info.splits.items())
+        name = split if isinstance(split, str) else split.split  # a host's share names the split it is a share of
+        raise UserError(f"{ds_builder.name} has no split {name!r}; it has {known}") from error
 
 
 def _random_words(seed, epoch, process_index):

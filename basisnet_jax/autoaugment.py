@@ -1,0 +1,372 @@
+"""AutoAugment, RandAugment and random erasing of one image, as stateless TensorFlow operations.
+
+AutoAugment is Cubuk et al. 2019, RandAugment Cubuk et al. 2020, random erasing Zhong et al. 2020. "The published code"
+is tensorflow/tpu `models/official/efficientnet/autoaugment.py` for ImageNet and RandAugment, and tensorflow/models
+`research/autoaugment` for CIFAR-10. As there, geometric operations take the nearest pixel and what comes from outside
+the image is grey, 128. Operations on grey levels are those of Pillow, to the level.
+
+All images are uint8 [H, W, 1 or 3] with H and W known when the graph is built. Randomness is a function of the seed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from basisnet_jax.errors import UserError
+
+_FILL = 128
+
+
+class Step(NamedTuple):
+    """One operation of a sub-policy: its name in `OPERATIONS`, how often it is applied, and its magnitude, 0..10."""
+
+    name: str
+    probability: float
+    magnitude: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Where the magnitudes of the published codes differ: amounts at magnitude 10, in pixels of a `side`² image.
+
+    Images of another size are moved and cut in proportion. `falling`: whether Posterize's bits and Solarize's
+    threshold fall with the magnitude, so that a greater one changes more, or rise with it.
+    """
+
+    side: int
+    translate: int
+    cutout: int  # half the side of the square
+    falling: bool
+
+
+# The published ImageNet policy translates by up to 250 pixels, which at magnitude 9 empties an image of 224. The paper
+# says 150 of 331. Both are replaced by the same code's setting for RandAugment, which as a fraction is the paper's.
+IMAGENET_SCALE = Scale(side=224, translate=100, cutout=40, falling=False)
+CIFAR10_SCALE = Scale(side=32, translate=10, cutout=10, falling=True)
+
+OPERATIONS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast"),
+    *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout"),
+)
+
+# `policy_v0` of the published code. A sub-policy is drawn for each image, and its two steps follow one another.
+IMAGENET = (
+    (Step("Equalize", 0.8, 1), Step("ShearY", 0.8, 4)),
+    (Step("Color", 0.4, 9), Step("Equalize", 0.6, 3)),
+    (Step("Color", 0.4, 1), Step("Rotate", 0.6, 8)),
+    (Step("Solarize", 0.8, 3), Step("Equalize", 0.4, 7)),
+    (Step("Solarize", 0.4, 2), Step("Solarize", 0.6, 2)),
+    (Step("Color", 0.2, 0), Step("Equalize", 0.8, 8)),
+    (Step("Equalize", 0.4, 8), Step("SolarizeAdd", 0.8, 3)),
+    (Step("ShearX", 0.2, 9), Step("Rotate", 0.6, 8)),
+    (Step("Color", 0.6, 1), Step("Equalize", 1.0, 2)),
+    (Step("Invert", 0.4, 9), Step("Rotate", 0.6, 0)),
+    (Step("Equalize", 1.0, 9), Step("ShearY", 0.6, 3)),
+    (Step("Color", 0.4, 7), Step("Equalize", 0.6, 0)),
+    (Step("Posterize", 0.4, 6), Step("AutoContrast", 0.4, 7)),
+    (Step("Solarize", 0.6, 8), Step("Color", 0.6, 9)),
+    (Step("Solarize", 0.2, 4), Step("Rotate", 0.8, 9)),
+    (Step("Rotate", 1.0, 7), Step("TranslateY", 0.8, 9)),
+    (Step("ShearX", 0.0, 0), Step("Solarize", 0.8, 4)),
+    (Step("ShearY", 0.8, 0), Step("Color", 0.6, 4)),
+    (Step("Color", 1.0, 0), Step("Rotate", 0.6, 2)),
+    (Step("Equalize", 0.8, 4), Step("Equalize", 0.0, 8)),
+    (Step("Equalize", 1.0, 4), Step("AutoContrast", 0.6, 2)),
+    (Step("ShearY", 0.4, 7), Step("SolarizeAdd", 0.6, 7)),
+    (Step("Posterize", 0.8, 2), Step("Solarize", 0.6, 10)),
+    (Step("Solarize", 0.6, 8), Step("Equalize", 0.6, 1)),
+    (Step("Color", 0.8, 6), Step("Rotate", 0.4, 5)),
+)
+
+# The paper's table for CIFAR-10; the published code holds these and 70 more of the search's results.
+CIFAR10 = (
+    (Step("Invert", 0.1, 7), Step("Contrast", 0.2, 6)),
+    (Step("Rotate", 0.7, 2), Step("TranslateX", 0.3, 9)),
+    (Step("Sharpness", 0.8, 1), Step("Sharpness", 0.9, 3)),
+    (Step("ShearY", 0.5, 8), Step("TranslateY", 0.7, 9)),
+    (Step("AutoContrast", 0.5, 8), Step("Equalize", 0.9, 2)),
+    (Step("ShearY", 0.2, 7), Step("Posterize", 0.3, 7)),
+    (Step("Color", 0.4, 3), Step("Brightness", 0.6, 7)),
+    (Step("Sharpness", 0.3, 9), Step("Brightness", 0.7, 9)),
+    (Step("Equalize", 0.6, 5), Step("Equalize", 0.5, 1)),
+    (Step("Contrast", 0.6, 7), Step("Sharpness", 0.6, 5)),
+    (Step("Color", 0.7, 7), Step("TranslateX", 0.5, 8)),
+    (Step("Equalize", 0.3, 7), Step("AutoContrast", 0.4, 8)),
+    (Step("TranslateY", 0.4, 3), Step("Sharpness", 0.2, 6)),
+    (Step("Brightness", 0.9, 6), Step("Color", 0.2, 8)),
+    (Step("Solarize", 0.5, 2), Step("Invert", 0.0, 3)),
+    (Step("Equalize", 0.2, 0), Step("AutoContrast", 0.6, 0)),
+    (Step("Equalize", 0.2, 8), Step("Equalize", 0.6, 4)),
+    (Step("Color", 0.9, 9), Step("Equalize", 0.6, 6)),
+    (Step("AutoContrast", 0.8, 4), Step("Solarize", 0.2, 8)),
+    (Step("Brightness", 0.1, 3), Step("Color", 0.7, 0)),
+    (Step("Solarize", 0.4, 5), Step("AutoContrast", 0.9, 3)),
+    (Step("TranslateY", 0.9, 9), Step("TranslateY", 0.7, 9)),
+    (Step("AutoContrast", 0.9, 2), Step("Solarize", 0.8, 3)),
+    (Step("Equalize", 0.8, 8), Step("Invert", 0.1, 3)),
+    (Step("TranslateY", 0.7, 9), Step("AutoContrast", 0.9, 1)),
+)
+
+_POLICIES = {"imagenet": (IMAGENET, IMAGENET_SCALE), "cifar10": (CIFAR10, CIFAR10_SCALE)}
+
+
+def apply(
+    image: tf.Tensor, seed: tf.Tensor, policy: str = "imagenet", *, layers: int = 2, magnitude: float = 10
+) -> tf.Tensor:
+    """A random change of `image` by a policy.
+
+    Args:
+      image: uint8 [H, W, 1 or 3].
+      seed: integer [2].
+      policy: "imagenet" or "cifar10", a table of AutoAugment; or "randaugment", `layers` operations drawn evenly from
+        all 16, each applied at `magnitude`.
+      layers: of RandAugment only, N in the paper.
+      magnitude: of RandAugment only, M in the paper, but in the published code's unit: 10 is the table in
+        `apply_operation`, and greater ones go on beyond it.
+
+    Returns:
+      uint8 [H, W, 1 or 3].
+
+    Raises:
+      UserError: there is no such policy.
+    """
+    if policy == "randaugment":
+        for draw in tf.unstack(tf.random.stateless_uniform([layers, 4], seed)):
+            index = tf.cast(draw[0] * len(OPERATIONS), tf.int32)
+            image = apply_operation(image, index, magnitude, draw[1:], IMAGENET_SCALE)
+        return image
+    if policy not in _POLICIES:
+        raise UserError(f"policy is {policy!r}, but must be 'randaugment' or one of {', '.join(map(repr, _POLICIES))}")
+    table, scale = _POLICIES[policy]
+    draws = tf.random.stateless_uniform([1 + 2 * 4], seed)
+    row = tf.cast(draws[0] * len(table), tf.int32)
+    indices = tf.constant([[OPERATIONS.index(step.name) for step in steps] for steps in table])[row]
+    probabilities = tf.constant([[step.probability for step in steps] for steps in table], tf.float32)[row]
+    magnitudes = tf.constant([[step.magnitude for step in steps] for steps in table], tf.float32)[row]
+    for i, draw in enumerate(tf.unstack(tf.reshape(draws[1:], [2, 4]))):
+        # The index after the last operation leaves the image alone.
+        index = tf.where(draw[0] < probabilities[i], indices[i], len(OPERATIONS))
+        image = apply_operation(image, index, magnitudes[i], draw[1:], scale)
+    return image
+
+
+def apply_operation(image: tf.Tensor, index: tf.Tensor, magnitude: tf.Tensor, draw: tf.Tensor, scale: Scale):
+    """Operation number `index` of `OPERATIONS`, and no other, at `magnitude`; past the last: the image itself.
+
+    `draw`, float [3] in [0, 1), gives the sign of what can go both ways and the centre (y, x) of Cutout. At magnitude
+    m, in tenths of what the lambdas below show: up to 30 degrees; shears of 0.3 pixels a pixel; 4 bits; 256 and 110
+    grey levels; factors from 0.1 to 1.9, of which 1 changes nothing; pixels as `scale` has them.
+    """
+    height, width = image.shape[:2]
+    tenths = tf.cast(magnitude, tf.float32)
+    sign = tf.where(draw[0] < 0.5, -1.0, 1.0)
+
+    def amount(at_ten):
+        return tenths * at_ten / 10  # In this order whole numbers stay whole, and truncation is safe.
+
+    def pixels(at_ten, side):
+        return amount(at_ten * side) / scale.side
+
+    def level(at_ten):
+        rising = tf.cast(amount(at_ten), tf.int32)
+        return at_ten - rising if scale.falling else rising
+
+    operations: dict[str, Callable[[], tf.Tensor]] = {
+        "AutoContrast": lambda: auto_contrast(image),
+        "Equalize": lambda: equalize(image),
+        "Invert": lambda: invert(image),
+        "Rotate": lambda: rotate(image, sign * amount(30)),
+        "Posterize": lambda: posterize(image, level(4)),
+        "Solarize": lambda: solarize(image, level(256)),
+        "SolarizeAdd": lambda: solarize_add(image, tf.cast(amount(110), tf.int32)),
+        "Color": lambda: color(image, amount(1.8) + 0.1),
+        "Contrast": lambda: contrast(image, amount(1.8) + 0.1),
+        "Brightness": lambda: brightness(image, amount(1.8) + 0.1),
+        "Sharpness": lambda: sharpness(image, amount(1.8) + 0.1),
+        "ShearX": lambda: shear(image, x=sign * amount(0.3)),
+        "ShearY": lambda: shear(image, y=sign * amount(0.3)),
+        "TranslateX": lambda: translate(image, x=sign * pixels(scale.translate, width)),
+        "TranslateY": lambda: translate(image, y=sign * pixels(scale.translate, height)),
+        "Cutout": lambda: cutout(image, draw[1:], tf.cast(pixels(scale.cutout, min(height, width)), tf.int32)),
+    }
+    return tf.switch_case(index, [*(operations[name] for name in OPERATIONS), lambda: tf.identity(image)])
+
+
+def auto_contrast(image: tf.Tensor) -> tf.Tensor:
+    """Stretches each channel to 0..255; a channel of one level stays."""
+    low, high = (tf.cast(end(image, [0, 1]), tf.float64) for end in (tf.reduce_min, tf.reduce_max))
+    # In float64 as Pillow: float32 can be one level off.
+    scale = tf.where(high > low, 255 / tf.maximum(high - low, 1), 1)
+    offset = tf.where(high > low, low * scale, 0)
+    return _to_levels(tf.cast(image, tf.float64) * scale - offset)
+
+
+def equalize(image: tf.Tensor) -> tf.Tensor:
+    """Makes the histogram of each channel as flat as a map of levels can; Pillow's arithmetic in whole numbers."""
+    channels = image.shape[-1]
+    bins = tf.cast(image, tf.int32) + 256 * tf.range(channels)
+    counts = tf.reshape(tf.math.bincount(tf.reshape(bins, [-1]), minlength=256 * channels), [channels, 256])
+    highest = tf.cast(tf.reduce_max(image, [0, 1]), tf.int32)[:, None]
+    step = (tf.reduce_sum(counts, 1, keepdims=True) - tf.gather(counts, highest, batch_dims=1)) // 255
+    levels = (tf.cumsum(counts, 1, exclusive=True) + step // 2) // tf.maximum(step, 1)
+    levels = tf.where(step > 0, tf.minimum(levels, 255), tf.range(256))
+    return tf.gather(tf.reshape(tf.cast(levels, tf.uint8), [-1]), bins)
+
+
+def invert(image: tf.Tensor) -> tf.Tensor:
+    """Level v becomes 255 - v."""
+    return 255 - image
+
+
+def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    """Keeps the `bits` highest bits, at least 1 (as the published code, where TensorFlow's shifts stop at 7)."""
+    dropped = 8 - tf.clip_by_value(bits, 1, 8)
+    return tf.bitwise.bitwise_and(image, tf.cast(256 - tf.bitwise.left_shift(1, dropped), tf.uint8))
+
+
+def solarize(image: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """Inverts the levels from `threshold` up: 0 inverts all, 256 none."""
+    return tf.where(tf.cast(image, tf.int32) < threshold, image, 255 - image)
+
+
+def solarize_add(image: tf.Tensor, addition: tf.Tensor, threshold: int = 128) -> tf.Tensor:
+    """Adds to the levels below `threshold`, up to 255."""
+    return tf.where(image < threshold, _to_levels(tf.cast(image, tf.int32) + addition), image)
+
+
+def color(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Saturation: factor 0 is grey, 1 the image, beyond 1 exaggerates. Images of one channel stay."""
+    return image if image.shape[-1] == 1 else _blend(_luma(image), image, factor)
+
+
+def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Factor 0 is the mean grey of the image, 1 the image. (In the published code it is a number near 255.)"""
+    mean = tf.reduce_mean(tf.cast(_luma(image), tf.float64))
+    return _blend(tf.floor(mean + 0.5), image, factor)
+
+
+def brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Factor 0 is black, 1 the image."""
+    return _blend(0, image, factor)
+
+
+def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Factor 0 is smoothed by a 3x3 kernel of ones with 5 in its middle, 1 the image; the outermost pixels stay."""
+    levels = tf.cast(image, tf.float32)
+    rows = levels[:-2] + levels[1:-1] + levels[2:]
+    smooth = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * levels[1:-1, 1:-1]
+    inside = _blend(tf.floor(smooth / 13 + 0.5), image[1:-1, 1:-1], factor)
+    middle = tf.concat([image[1:-1, :1], inside, image[1:-1, -1:]], 1)
+    return tf.concat([image[:1], middle, image[-1:]], 0)
+
+
+def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
+    """Rotates about the centre, counter-clockwise."""
+    height, width = image.shape[:2]
+    cos, sin = tf.cos(degrees * (math.pi / 180)), tf.sin(degrees * (math.pi / 180))
+    x, y = (width - 1) / 2, (height - 1) / 2
+    return _transform(image, [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y])
+
+
+def shear(image: tf.Tensor, x: tf.Tensor = 0.0, y: tf.Tensor = 0.0) -> tf.Tensor:
+    """Output pixel (x', y') is input pixel (x' + x y', y' + y x'): the top row, or the left column, stays."""
+    return _transform(image, [1.0, x, 0.0, y, 1.0, 0.0])
+
+
+def translate(image: tf.Tensor, x: tf.Tensor = 0.0, y: tf.Tensor = 0.0) -> tf.Tensor:
+    """Moves the image by x pixels to the left and y pixels up."""
+    return _transform(image, [1.0, 0.0, x, 0.0, 1.0, y])
+
+
+def cutout(image: tf.Tensor, centre: tf.Tensor, half: tf.Tensor) -> tf.Tensor:
+    """Greys the square of side 2 `half` about `centre`, (y, x) in [0, 1); what of it is inside the image."""
+    height, width = image.shape[:2]
+    y, x = tf.cast(centre[0] * height, tf.int32), tf.cast(centre[1] * width, tf.int32)
+    return tf.where(_box(image, y - half, x - half, 2 * half, 2 * half), tf.constant(_FILL, tf.uint8), image)
+
+
+def random_erasing(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: float = 0.3,
+    fill: int | None = None,
+    attempts: int = 100,
+) -> tf.Tensor:
+    """Erases a random rectangle (Zhong et al. 2020, algorithm 1; the defaults are theirs).
+
+    Args:
+      image: uint8 [H, W, 1 or 3].
+      seed: integer [2].
+      probability: that anything is erased.
+      area: least and greatest share of the image, before sides are rounded to pixels.
+      aspect: the ratio of height to width is drawn evenly from `aspect` to 1 / `aspect`.
+      fill: the level put there; None is the paper's choice, noise in 0..255, drawn for each pixel and channel.
+      attempts: draws, of which the first rectangle smaller than the image both ways is taken; if none is, none.
+
+    Returns:
+      uint8 [H, W, 1 or 3].
+    """
+    height, width, channels = image.shape
+    seeds = tf.unstack(tf.random.split(seed, 3))
+
+    def erase():
+        draws = tf.random.stateless_uniform([2, attempts], seeds[1])
+        areas = (area[0] + draws[0] * (area[1] - area[0])) * height * width
+        ratios = aspect + draws[1] * (1 / aspect - aspect)
+        sides = tf.cast(tf.round(tf.stack([tf.sqrt(areas * ratios), tf.sqrt(areas / ratios)], 1)), tf.int32)
+        fits = tf.reduce_all(sides < [height, width], 1)
+        box_height, box_width = tf.unstack(sides[tf.argmax(fits)] * tf.cast(tf.reduce_any(fits), tf.int32))
+        place = tf.random.stateless_uniform([2], seeds[2])
+        top = tf.cast(place[0] * tf.cast(height - box_height + 1, tf.float32), tf.int32)
+        left = tf.cast(place[1] * tf.cast(width - box_width + 1, tf.float32), tf.int32)
+        if fill is None:
+            noise = tf.random.stateless_uniform([height, width, channels], seeds[0], 0, 256, tf.int32)
+            values = tf.cast(noise, tf.uint8)
+        else:
+            values = tf.constant(fill, tf.uint8)
+        return tf.where(_box(image, top, left, box_height, box_width), values, image)
+
+    return tf.cond(tf.random.stateless_uniform([], seed) < probability, erase, lambda: tf.identity(image))
+
+
+def _luma(image):
+    """Grey levels [H, W, 1], int32, by ITU-R 601-2 in Pillow's 16-bit arithmetic."""
+    levels = tf.cast(image, tf.int32)
+    if image.shape[-1] == 1:
+        return levels
+    red, green, blue = tf.split(levels, 3, axis=-1)
+    return tf.bitwise.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
+
+
+def _blend(degenerate, image, factor):
+    """`degenerate` at factor 0, `image` at 1, and on beyond it; truncated, as in Pillow and the published code."""
+    degenerate = tf.cast(degenerate, tf.float32)
+    return _to_levels(degenerate + factor * (tf.cast(image, tf.float32) - degenerate))
+
+
+def _to_levels(values):
+    return tf.cast(tf.clip_by_value(values, 0, 255), tf.uint8)
+
+
+def _transform(image, coefficients):
+    """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), the nearest, for coefficients a to f."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=tf.stack([*coefficients, 0.0, 0.0])[None],
+        output_shape=image.shape[:2],
+        fill_value=float(_FILL),
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )[0]
+
+
+def _box(image, top, left, height, width):
+    """Whether a pixel is in the rectangle: bool [H, W, 1]."""
+    y, x = tf.range(image.shape[0])[:, None, None], tf.range(image.shape[1])[:, None]
+    return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
