@@ -17,7 +17,7 @@ from clu import metric_writers, parameter_overview, periodic_actions
 from flax import nnx
 from tqdm import tqdm
 
-from basisnet_jax import basis, basisnet, checkpoint, coefficients, evaluate, losses, madds, optimizer, partition
+from basisnet_jax import basis, basisnet, checkpoint, coefficients, evaluate, losses, madds, mixup, optimizer, partition
 from basisnet_jax.basisnet import Functional
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
@@ -52,7 +52,8 @@ def make_train_step(
     def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         images = evaluate.normalize(batch["image"], config)
         targets = losses.targets(batch["label"], config.num_classes, config.label_smoothing)
-        step_key = jax.random.fold_in(key, state.step)
+        step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images, targets = mixup.mix(mixing_key, images, targets, config.augment.mixup, config.augment.cutmix)
 
         def loss_fn(params):
             annealed = None if temperature is None else temperature(state.step)

@@ -31,6 +31,14 @@ def get_config(arg=""):
     config.augment.rotation = 0.0  # largest, degrees
     config.augment.zoom = 0.0  # largest, as a fraction
     config.augment.flip = False  # left to right, half of the images
+    config.augment.crop = 0.0  # distorted crops of at least this share of the area; 0: the whole image's centre
+    config.augment.policy = ""  # "imagenet" or "cifar10" (AutoAugment), or "randaugment"
+    config.augment.layers = 2  # of RandAugment
+    config.augment.magnitude = 10.0  # of RandAugment, 0..10
+    config.augment.erasing = 0.0  # probability of random erasing
+    config.augment.mixup = 0.0  # alpha
+    config.augment.cutmix = 0.0  # alpha; where mixup's is above 0 too, each batch takes one of them
+    config.eval_crop = 1.0  # side of the central square that is evaluated, as a share of the shorter side
 
     # Model: "basisnet", or "static": `network` alone. A field of a network that is None keeps the paper's value.
     config.model = "basisnet"
@@ -89,6 +97,7 @@ def network(name):
     config.name = name
     config.width = 1.0  # multiplies all channels but the head's
     config.head_features = ml_collections.config_dict.placeholder(int)
+    config.drop_connect = ml_collections.config_dict.placeholder(float)  # EfficientNet's stochastic depth
     config.stem_stride = 2
     config.num_stages = ml_collections.config_dict.placeholder(int)  # only the table's first so many stages
     # The stride of each stage's first block. None keeps the table's, which with the stem reduce the image 32 times.

@@ -4,9 +4,9 @@ import itertools
 import subprocess
 import sys
 
-import ml_collections
 import numpy as np
 import pytest
+from basisnet_jax.configs import default
 
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
@@ -19,21 +19,11 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(data_dir):
-    return ml_collections.ConfigDict(
-        {
-            "dataset": "digits",
-            "data_dir": data_dir,
-            "train_split": "train[:100]",
-            "image_size": 8,
-            "channels": 1,
-            "num_classes": 10,
-            "batch_size": 32,
-            "eval_batch_size": 32,
-            "seed": 0,
-            "shuffle_buffer_size": 100,
-            "augment": {"shift": 0.1, "rotation": 10.0, "zoom": 0.1, "flip": True},
-        }
-    )
+    config = default.get_config()
+    config.update(dataset="digits", data_dir=data_dir, train_split="train[:100]", image_size=8, channels=1)
+    config.update(num_classes=10, batch_size=32, eval_batch_size=32, shuffle_buffer_size=100)
+    config.augment.update(shift=0.1, rotation=10.0, zoom=0.1, flip=True)
+    return config
 
 
 @pytest.fixture(params=["in memory", "streamed"])
@@ -56,7 +46,7 @@ def assert_same(batches, others):
 
 def plain(config):
     """Without augmentation: an image then tells which example it is (all digits differ)."""
-    config.augment = {"shift": 0.0, "rotation": 0.0, "zoom": 0.0, "flip": False}
+    config.augment.update(shift=0.0, rotation=0.0, zoom=0.0, flip=False)
     return config
 
 

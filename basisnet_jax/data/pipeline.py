@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from clu import deterministic_data
 
 import basisnet_jax.data.digits  # noqa: F401  (registers the name with TFDS)
-from basisnet_jax import augment
+from basisnet_jax import augment, autoaugment
 from basisnet_jax.data import folder
 from basisnet_jax.errors import UserError
 
@@ -194,13 +194,13 @@ def _count(ds_builder, split):
 
 
 def _random_words(seed, epoch, process_index):
-    """Three random int64: for the order of an epoch on this host, for its affine changes, for its flips.
+    """Six random int64: for the order of an epoch on this host, and for each of five kinds of augmentation.
 
     By TensorFlow and not by JAX, whose operations would queue behind the training steps on the accelerator.
     """
     key = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
     key = tf.random.experimental.stateless_fold_in(key, tf.cast(process_index, tf.int64))
-    return tf.random.stateless_uniform([3], key, minval=None, maxval=None, dtype=tf.int64)
+    return tf.random.stateless_uniform([6], key, minval=None, maxval=None, dtype=tf.int64)
 
 
 def _fits_in_memory(ds_builder):
@@ -227,21 +227,80 @@ def _preprocess(ds_builder, config):
 
     @tf.function  # Traced once, not again for every epoch.
     def preprocess(example, index=None, words=None):
-        image = _decode_and_resize(ds_builder, config, example["image"])
-        if words is not None:
-            # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
-            seed = tf.stack([words[1], index])
-            image = augment.affine(image, seed, shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
-            image = augment.random_flip(image, tf.stack([words[2], index])) if amounts.flip else image
-        image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+        if words is None:
+            image = _resize(config, _decode_centre(ds_builder, example["image"], config.eval_crop))
+            return {"image": _to_uint8(image), "label": tf.cast(example["label"], tf.int32)}
+        # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
+        seeds = [tf.stack([words[i], index]) for i in range(1, 6)]
+        if amounts.crop:
+            image = _decode_distorted_crop(ds_builder, example["image"], amounts.crop, seeds[0])
+        else:
+            image = _decode_centre(ds_builder, example["image"], 1.0)
+        image = _resize(config, image)
+        image = augment.affine(image, seeds[1], shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
+        image = augment.random_flip(image, seeds[2]) if amounts.flip else image
+        image = _to_uint8(image)
+        if amounts.policy:
+            image = autoaugment.apply(
+                image, seeds[3], amounts.policy, layers=amounts.layers, magnitude=amounts.magnitude
+            )
+        if amounts.erasing:
+            image = autoaugment.random_erasing(image, seeds[4], probability=amounts.erasing)
         return {"image": image, "label": tf.cast(example["label"], tf.int32)}
 
     return preprocess
 
 
-def _decode_and_resize(ds_builder, config, encoded):
-    """Encoded string -> float32 [image_size, image_size, channels] in 0..255."""
+def _decode_centre(ds_builder, encoded, fraction):
+    """The square at the centre, its side this fraction of the image's shorter side: uint8 [h, h, channels]."""
     image = ds_builder.info.features["image"].decode_example(encoded)
+    size = tf.shape(image)[:2]
+    side = tf.cast(tf.round(fraction * tf.cast(tf.reduce_min(size), tf.float32)), tf.int32)
+    top, left = tf.unstack((size - side) // 2)
+    return tf.ensure_shape(tf.slice(image, [top, left, 0], [side, side, -1]), [None, None, image.shape[-1]])
+
+
+def _decode_distorted_crop(ds_builder, encoded, least_area, seed):
+    """A box of random place, area (`least_area`..1 of the image) and aspect (3/4..4/3): uint8 [h, w, channels].
+
+    Of a JPEG only the blocks of the box are decoded.
+    """
+    feature = ds_builder.info.features["image"]
+
+    def crop(size, decode_box):
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            size,
+            tf.zeros([1, 0, 4]),
+            seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(least_area, 1.0),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return decode_box(begin, extent)
+
+    def of_jpeg():
+        def decode_box(begin, extent):
+            window = tf.concat([begin[:2], extent[:2]], axis=0)
+            return tf.image.decode_and_crop_jpeg(encoded, window, channels=feature.shape[-1])
+
+        return crop(tf.image.extract_jpeg_shape(encoded), decode_box)
+
+    def of_any():
+        image = feature.decode_example(encoded)
+        return crop(tf.shape(image), lambda begin, extent: tf.slice(image, begin, extent))
+
+    image = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_any)
+    return tf.ensure_shape(image, [None, None, feature.shape[-1]])
+
+
+def _to_uint8(image):
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+def _resize(config, image):
+    """uint8 [h, w, 1 or 3] -> float32 [image_size, image_size, channels] in 0..255."""
     image = tf.image.resize(image, [config.image_size] * 2, method="bilinear", antialias=True)
     if image.shape[-1] == 1 and config.channels == 3:
         return tf.tile(image, [1, 1, 3])
