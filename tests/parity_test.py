@@ -15,6 +15,8 @@ from flax import nnx
 from basisnet_jax import basisnet, checkpoint, cli, evaluate, networks, train, weights
 from basisnet_jax.errors import UserError
 
+pytestmark = pytest.mark.slow  # each compiles a full-size network twice
+
 PEERS = {
     "mobilenetv2_100": ("mobilenet_v2", "pytorch"),
     "tf_mobilenetv3_large_100": ("mobilenet_v3_large", "tensorflow"),
