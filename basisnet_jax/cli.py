@@ -32,10 +32,10 @@ def train(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """basisnet evaluate --workdir=DIR [--checkpoint=STEP|best] [--threshold=T]"""
     parsed = parse(argv, "workdir", checkpoint=None, threshold=None)
-    from basisnet_jax import evaluate, train
+    from basisnet_jax import evaluate, runs
 
     threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
-    config = train.load_config(parsed.workdir)
+    config = runs.load_config(parsed.workdir)
     print(evaluate.table(evaluate.evaluate(config, parsed.workdir, parsed.checkpoint, threshold)))
 
 

@@ -139,7 +139,7 @@ def table(report: dict) -> str:
 
 
 def normalize(images: jax.Array, config) -> jax.Array:
-    """uint8 images [B, H, W, C] to float32, less the mean, over the standard deviation of the config."""
+    """Images [B, H, W, C] in 0..255 to float32, less the mean, over the standard deviation of the config."""
     return (images.astype(jnp.float32) / 255.0 - jnp.asarray(config.mean)) / jnp.asarray(config.stddev)
 
 

@@ -13,11 +13,23 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from absl import logging
-from clu import metric_writers, parameter_overview, periodic_actions
+from clu import parameter_overview, periodic_actions
 from flax import nnx
 from tqdm import tqdm
 
-from basisnet_jax import basis, basisnet, checkpoint, coefficients, evaluate, losses, madds, mixup, optimizer, partition
+from basisnet_jax import (
+    basis,
+    basisnet,
+    checkpoint,
+    coefficients,
+    evaluate,
+    losses,
+    madds,
+    mixup,
+    optimizer,
+    partition,
+    runs,
+)
 from basisnet_jax.basisnet import Functional
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
@@ -46,14 +58,18 @@ def make_train_step(
     tx: optax.GradientTransformation,
     temperature: optax.Schedule | None = None,
 ):
-    """The pure function `(state, batch) -> (state, metrics)`; batch: {"image": uint8 [B, H, W, C], "label": [B]}."""
-    key = jax.random.key(config.seed)
+    """The pure function `(state, batch, key) -> (state, metrics)`; batch: {"image": uint8 [B, H, W, C], "label": [B]}.
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        images = evaluate.normalize(batch["image"], config)
+    All randomness follows from `key` and the step. The key is an argument so that runs that differ in their seed alone
+    share one compilation. Under mixup or CutMix top-1 counts the label that has the larger share of the example.
+    """
+
+    def train_step(state: TrainState, batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         targets = losses.targets(batch["label"], config.num_classes, config.label_smoothing)
         step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images, targets = mixup.mix(mixing_key, images, targets, config.augment.mixup, config.augment.cutmix)
+        pixels = batch["image"].astype(jnp.float32)
+        pixels, targets = mixup.mix(mixing_key, pixels, targets, config.augment.mixup, config.augment.cutmix)
+        images = evaluate.normalize(pixels, config)
 
         def loss_fn(params):
             annealed = None if temperature is None else temperature(state.step)
@@ -69,9 +85,10 @@ def make_train_step(
         )
         # The norm of the new parameters is there for `Watch`: an update can overflow after a loss that was finite.
         metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
-        metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == batch["label"])
+        labels = jnp.argmax(targets, -1)
+        metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels)
         if outputs.preview_logits is not None:
-            metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == batch["label"])
+            metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == labels)
             metrics["coefficient_entropy"] = coefficients.entropy(outputs.coefficients)
             metrics["least_basis_usage"] = jnp.min(coefficients.usage(outputs.coefficients))
         return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
@@ -85,7 +102,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     Raises:
       UserError: `workdir` cannot be written or belongs to another config; the data are not there; the loss diverged.
     """
-    check_workdir(config, workdir)
+    runs.check(config, workdir)
     mesh = partition.create_mesh(config.batch_size)
     steps_per_epoch = pipeline.steps_per_epoch(config)
     for split in (config.validation_split, config.test_split):
@@ -95,7 +112,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     functions = basisnet.functional(model)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
-    claim_workdir(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
+    runs.claim(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
 
     # How a run starts and goes on:
     # 1. The state is made from the seed, on the mesh.
@@ -114,15 +131,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
 
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
     train_step = jax.jit(make_train_step(config, functions, tx, temperature), donate_argnums=0)
+    key = jax.random.key(config.seed)
     validate = evaluate.make_per_example(config, functions, partition.create_mesh(config.eval_batch_size))
     eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
     # However this ends, what was saved and logged until then is on disk.
-    with contextlib.closing(checkpoints), contextlib.closing(Log(workdir, first_step)) as log:
+    with contextlib.closing(checkpoints), contextlib.closing(runs.Log(workdir, first_step)) as log:
         watch = Watch(checkpoints)
         with progress(first_step, total_steps) as advance:
             batches = pipeline.train_batches(config, first_step)
             for step in range(first_step + 1, total_steps + 1):
-                state, metrics = train_step(state, partition.global_batch(next(batches), mesh))
+                state, metrics = train_step(state, partition.global_batch(next(batches), mesh), key)
                 # While the device works on this step, the host reads what the one before has left.
                 watch.read()
                 watch.pending = (step, metrics)
@@ -153,54 +171,6 @@ def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
             logging.warning("%d dead bases: %s", len(dead), ", ".join(dead[:10]) + (" ..." if dead[10:] else ""))
 
 
-def check_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Refuses a workdir that another config made."""
-    if not os.path.exists(os.path.join(workdir, "config.json")):
-        return
-    ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
-    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-    if differing:
-        fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
-        raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")
-
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Makes `workdir` and writes `config.json` to it, unless it is there already."""
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        return
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        with open(path + ".tmp", "w") as file:
-            json.dump(config.to_dict(), file, indent=1)
-        os.replace(path + ".tmp", path)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
-
-
-def load_config(workdir: str) -> ml_collections.ConfigDict:
-    """The resolved config of the run in `workdir`."""
-    path = os.path.join(workdir, "config.json")
-    try:
-        with open(path) as file:
-            return ml_collections.ConfigDict(json.load(file))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} as {"a.b": 1}, tuples as the lists that JSON makes of them."""
-    leaves = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return leaves
-
-
 def finished_report(config, workdir: str, functions: Functional, state: TrainState, step: int) -> dict:
     """The evaluation of a run that had finished, made only if the run was stopped before it could be."""
     print(f"{workdir} has finished its {step} steps: nothing to train")
@@ -226,28 +196,6 @@ def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, fi
     print(f"{madds.total(items) / 1e6:.2f}M multiply-adds an image: {parts}")
     print(f"{total_steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}", end="")
     print(f", going on after step {first_step}" if first_step else "", flush=True)
-
-
-class Log:
-    """`metrics.jsonl` (one object a logged step: step, split, scalars) and TensorBoard events, through clu."""
-
-    def __init__(self, workdir: str, first_step: int):
-        self.path = os.path.join(workdir, "metrics.jsonl")
-        if os.path.exists(self.path):  # what a killed run logged after its last checkpoint is about to be logged again
-            with open(self.path) as file:
-                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            with open(self.path, "w") as file:
-                file.writelines(kept)
-        self.tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
-
-    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        if jax.process_index() == 0:
-            with open(self.path, "a") as file:
-                print(json.dumps({"step": step, "split": split, **scalars}), file=file)
-            self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
-
-    def close(self) -> None:
-        self.tensorboard.close()
 
 
 class Watch:

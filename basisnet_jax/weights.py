@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basisnet, checkpoint, train
+from basisnet_jax import basisnet, checkpoint, runs
 from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 
@@ -50,7 +50,7 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
         print(f"taking {path} as trained in {origin}, by the names of file and arrays; --origin says otherwise")
     config = static_config(network, state_dict, origin)
     params, batch_stats = convert(state_dict, basisnet.create_abstract(config))
-    train.claim_workdir(config, workdir)
+    runs.claim(config, workdir)
     state = {"params": params, "batch_stats": batch_stats, "ema_params": params, "ema_batch_stats": batch_stats}
     with checkpoint.manager(workdir, keep=1) as checkpoints:
         checkpoint.save(checkpoints, 0, state)

@@ -20,7 +20,7 @@ def get_config(arg=""):
     config.train_split = "train"
     config.validation_split = "validation"
     config.test_split = "test"
-    config.num_classes = 10
+    config.num_classes = 10  # 0: as many as the data set has
     config.channels = 3
     config.image_size = 224  # pixels, of the specialist's input
     config.mean = (0.485, 0.456, 0.406)  # per channel, of images in 0..1; one number stands for all channels
@@ -38,9 +38,11 @@ def get_config(arg=""):
     config.augment.erasing = 0.0  # probability of random erasing
     config.augment.mixup = 0.0  # alpha
     config.augment.cutmix = 0.0  # alpha; where mixup's is above 0 too, each batch takes one of them
+    config.resize = "bilinear"  # or "bicubic"; both antialiased
     config.eval_crop = 1.0  # side of the central square that is evaluated, as a share of the shorter side
 
-    # Model: "basisnet", or "static": `network` alone. A field of a network that is None keeps the paper's value.
+    # Model: "basisnet"; "static", `network` alone; or "routed", the baselines CondConv and dynamic convolution: `network`
+    # with bases mixed by coefficients from its own layers. A field of a network that is None keeps the paper's value.
     config.model = "basisnet"
     config.dtype = "float32"  # of the computation, or "bfloat16"; params and statistics are float32
     config.network = network("mobilenet_v3_large")
@@ -59,6 +61,27 @@ def get_config(arg=""):
     config.coefficients.annealing_epochs = 0.0
     config.coefficients.dropout = 0.0625  # basis model dropout: the probability that a basis is shut down
     config.coefficients.dropout_per = "example"  # or "batch": what shares one draw
+    # Of the model "routed": what computes coefficients from its own input, for all basis layers in it. A whole path again:
+    # of blocks (CondConv), or of single layers (dynamic convolution).
+    config.routing = ml_collections.ConfigDict()
+    config.routing.units = r"stages/\d+/\d+"
+    config.routing.hidden = 0.0  # features of the hidden layer, as a share of the input's; 0: there is none
+
+    # Initial weights: the workdir of a run, trained or imported, whose network has the same layers. A layer with bases
+    # starts with copies of that network's kernel, each plus noise; layers of another shape (the classifier) start anew.
+    config.init_from = ""
+    config.preview_init_from = ""  # the same for the preview, from a run of a static network
+    config.init_noise = 0.1  # standard deviation of the noise, as a share of the kernel's
+
+    # Distillation: the loss of a head is (1 - weight) * CE(labels) + weight * temperature^2 * CE(teacher).
+    config.distillation = ml_collections.ConfigDict()
+    config.distillation.teacher = ""  # the workdir of a run, trained or imported; "": no distillation
+    config.distillation.weight = 0.5
+    config.distillation.temperature = 1.0  # divides the logits of both, student and teacher
+    config.distillation.heads = "both"  # or "final" or "preview"
+    # A folder where the teacher's predictions on the plain images of train_split are kept: computed once, then read by
+    # this run and all others. "": the teacher runs in every step and sees what the student sees, augmentation included.
+    config.distillation.cache = ""
 
     # Training. Lengths in epochs may be fractions.
     config.num_epochs = 350.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from basisnet_jax import cli, train
+from basisnet_jax import cli, runs
 from basisnet_jax.data import pipeline
 
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}"
@@ -99,7 +99,7 @@ def test_a_workdir_that_cannot_be_written(fails, data_dir, tmp_path):
 
 
 def test_evaluate_without_a_checkpoint(fails, tmp_path):
-    train.claim_workdir(cli.resolve(cli.parse([CONFIG], "config").config), str(tmp_path))
+    runs.claim(cli.resolve(cli.parse([CONFIG], "config").config), str(tmp_path))
     assert f"no checkpoint in {tmp_path}/checkpoints" in fails("evaluate", f"--workdir={tmp_path}")
     (tmp_path / "config.json").write_text("{")
     assert f"{tmp_path}/config.json" in fails("evaluate", f"--workdir={tmp_path}")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import basisnet, checkpoint, cli, evaluate, networks, train, weights
+from basisnet_jax import basisnet, cli, evaluate, networks, runs, weights
 from basisnet_jax.errors import UserError
 
 pytestmark = pytest.mark.slow  # each compiles a full-size network twice
@@ -136,13 +136,8 @@ def test_import_verb_makes_a_workdir_that_holds_the_weights(tmp_path):
 
 def restored(workdir):
     """The config of an imported run, and its jitted function from normalised images to logits."""
-    config = train.load_config(workdir)
-    functions = basisnet.functional(basisnet.create(config))
-    like = {"ema_params": functions.params, "ema_batch_stats": functions.batch_stats}
-    with checkpoint.manager(workdir, keep=1) as checkpoints:
-        state = checkpoint.restore(checkpoints, 0, like)
-    evaluate_state = functools.partial(functions.evaluate, state["ema_params"], state["ema_batch_stats"])
-    return config, jax.jit(lambda images: evaluate_state(images).logits)
+    run = runs.load(workdir)
+    return run.config, jax.jit(lambda images: run.functions.evaluate(run.params, run.batch_stats, images).logits)
 
 
 def test_published_weights_recognise_photographs(tmp_path):

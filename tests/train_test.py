@@ -313,7 +313,8 @@ def one_step(config, tx):
     """The jitted train step of a config and its first state."""
     functions = basisnet.functional(basisnet.create(config))
     state = jax.jit(train.create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
-    return jax.jit(train.make_train_step(config, functions, tx)), state
+    train_step = jax.jit(train.make_train_step(config, functions, tx))
+    return lambda state, batch: train_step(state, batch, jax.random.key(config.seed)), state
 
 
 @pytest.mark.parametrize("model", ["basisnet", "static"])

@@ -1,0 +1,116 @@
+"""What a run leaves in its workdir besides checkpoints: `config.json`, `metrics.jsonl`, TensorBoard events.
+
+`load` reads a finished or imported run back: its config, its model and its averaged weights.
+"""
+
+import json
+import os
+from typing import NamedTuple
+
+import jax
+import ml_collections
+from clu import metric_writers
+from flax import nnx
+
+from basisnet_jax import basisnet, checkpoint
+from basisnet_jax.basisnet import Functional
+from basisnet_jax.errors import UserError
+
+
+class Run(NamedTuple):
+    """A run read back: `functions.evaluate(params, batch_stats, images)` computes its outputs."""
+
+    config: ml_collections.ConfigDict
+    model: nnx.Module  # with the weights in it, in evaluation mode
+    functions: Functional
+    params: dict  # averaged (EMA)
+    batch_stats: dict
+    step: int
+
+
+def load(workdir: str, which: str | None = None) -> Run:
+    """The run in `workdir` with the averaged weights of a step, of the "best" on validation, or (None) the newest.
+
+    Raises:
+      UserError: no run or no such checkpoint is there, or it cannot be read.
+    """
+    config = load_config(workdir)
+    model = basisnet.create(config)
+    functions = basisnet.functional(model)
+    like = {"ema_params": functions.params, "ema_batch_stats": functions.batch_stats}
+    with checkpoint.manager(workdir) as checkpoints:
+        step = checkpoint.pick(checkpoints, which)
+        state = checkpoint.restore(checkpoints, step, like)
+    params, batch_stats = state["ema_params"], state["ema_batch_stats"]
+    nnx.update(model, nnx.State(params), nnx.State(batch_stats))
+    return Run(config, model, functions, params, batch_stats, step)
+
+
+def check(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Refuses a workdir that another config made."""
+    if not os.path.exists(os.path.join(workdir, "config.json")):
+        return
+    ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
+    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    if differing:
+        fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
+        raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")
+
+
+def claim(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Makes `workdir` and writes `config.json` to it, unless it is there already."""
+    path = os.path.join(workdir, "config.json")
+    if os.path.exists(path):
+        return
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(path + ".tmp", "w") as file:
+            json.dump(config.to_dict(), file, indent=1)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def load_config(workdir: str) -> ml_collections.ConfigDict:
+    """The resolved config of the run in `workdir`."""
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path) as file:
+            return ml_collections.ConfigDict(json.load(file))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} as {"a.b": 1}, tuples as the lists that JSON makes of them."""
+    leaves = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+class Log:
+    """`metrics.jsonl` (one object a logged step: step, split, scalars) and TensorBoard events, through clu."""
+
+    def __init__(self, workdir: str, first_step: int):
+        self.path = os.path.join(workdir, "metrics.jsonl")
+        if os.path.exists(self.path):  # what a killed run logged after its last checkpoint is about to be logged again
+            with open(self.path) as file:
+                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+            with open(self.path, "w") as file:
+                file.writelines(kept)
+        self.tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+
+    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        if jax.process_index() == 0:
+            with open(self.path, "a") as file:
+                print(json.dumps({"step": step, "split": split, **scalars}), file=file)
+            self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
+
+    def close(self) -> None:
+        self.tensorboard.close()
