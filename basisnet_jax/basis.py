@@ -39,6 +39,10 @@ class BasisLayer(nnx.Module):
         self.num_bases = kernels_N.shape[0]
         self.coefficients: jax.Array | None = nnx.data(None)  # [B, N], set by `mixed`
 
+    @property
+    def in_features(self) -> int:
+        return self.layer.in_features
+
     def operands(self, x):
         """Input, every example's kernel and the bias (or None) in the layer's computation dtype."""
         if self.coefficients is None:

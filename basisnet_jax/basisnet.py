@@ -15,7 +15,7 @@ from flax import nnx
 from basisnet_jax import basis, coefficients, initializers, networks
 from basisnet_jax.errors import UserError
 
-COEFFICIENT_FIELDS = ("activation", "temperature", "shared", "dropout", "dropout_per")  # of the config, for BasisNet
+COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for the models
 
 
 class Outputs(NamedTuple):
@@ -57,10 +57,7 @@ class BasisNet(nnx.Module):
         counts = {layer.num_bases for layer in layers.values()}
         if len(counts) != 1:
             raise ValueError(f"the specialist's basis layers have {sorted(counts)} bases, expected one number for all")
-        if activation not in coefficients.ACTIVATIONS:
-            raise ValueError(f"activation {activation!r}, expected one of {', '.join(coefficients.ACTIVATIONS)}")
-        if dropout_per not in ("example", "batch") or not 0 <= dropout < 1:
-            raise ValueError(f"{dropout=} per {dropout_per!r}, expected at least 0, below 1, per example or batch")
+        coefficients.check(activation, dropout, dropout_per)
         self.specialist = specialist
         self.preview = preview
         self.preview_size = preview_size
@@ -76,6 +73,10 @@ class BasisNet(nnx.Module):
             kernel_init=initializers.normal(0.01),
             rngs=rngs,
         )
+
+    def coefficient_names(self) -> list[str]:
+        """What each of the K vectors of coefficients mixes."""
+        return list(basis.basis_layers(self.specialist)) if self.num_vectors > 1 else ["all layers"]
 
     def preview_stage(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images [B, H, W, C] to the first prediction [B, classes] and the coefficients [B, K, N], float32."""
@@ -97,8 +98,8 @@ class BasisNet(nnx.Module):
 
 
 def create(config: ml_collections.ConfigDict) -> nnx.Module:
-    """The model that a config describes: a `BasisNet`, or with `config.model = "static"` the plain `config.network`."""
-    for field, known in (("model", ("basisnet", "static")), ("dtype", ("float32", "bfloat16"))):
+    """The model that a config describes: a `BasisNet`, a `baselines.Routed`, or "static" the plain `config.network`."""
+    for field, known in (("model", ("basisnet", "routed", "static")), ("dtype", ("float32", "bfloat16"))):
         if config[field] not in known:
             raise UserError(f"config.{field}={config[field]!r}, expected one of {', '.join(known)}")
     common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
@@ -106,19 +107,22 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
     network = networks.create(**config.network, **common, rngs=rngs)
     if config.model == "static":
         return network
-    preview = dict(config.preview)
-    preview_size = preview.pop("image_size")
+    of_coefficients = {name: config.coefficients[name] for name in COEFFICIENT_FIELDS}
     try:
         chosen = basis.matching(config.basis.layers)
-        return BasisNet(
-            basis.with_bases(network, config.basis.num_bases, where=chosen, rngs=rngs),
-            networks.create(**preview, **common, rngs=rngs),
-            preview_size=preview_size,
-            **{name: config.coefficients[name] for name in COEFFICIENT_FIELDS},
-            rngs=rngs,
-        )
-    except ValueError as error:  # of these two, all are about what the config gave
-        raise UserError(f"config.basis or config.coefficients: {error}") from error
+        network = basis.with_bases(network, config.basis.num_bases, where=chosen, rngs=rngs)
+        if config.model == "routed":
+            from basisnet_jax import baselines
+
+            units = basis.matching(config.routing.units)
+            return baselines.routed(network, units, hidden=config.routing.hidden, **of_coefficients, rngs=rngs)
+        preview = dict(config.preview)
+        preview_size = preview.pop("image_size")
+        preview = networks.create(**preview, **common, rngs=rngs)
+        shared = config.coefficients.shared
+        return BasisNet(network, preview, preview_size=preview_size, shared=shared, **of_coefficients, rngs=rngs)
+    except ValueError as error:  # of these, all are about what the config gave
+        raise UserError(f"config.basis, config.coefficients or config.routing: {error}") from error
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:

@@ -8,6 +8,14 @@ from flax import nnx
 ACTIVATIONS = ("softmax", "sigmoid")
 
 
+def check(activation: str, dropout: float, dropout_per: str) -> None:
+    """Raises ValueError at a choice that does not exist."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    if dropout_per not in ("example", "batch") or not 0 <= dropout < 1:
+        raise ValueError(f"{dropout=} per {dropout_per!r}, expected at least 0, below 1, per example or batch")
+
+
 def activate(raw: jax.Array, activation: str, kept: jax.Array | None = None) -> jax.Array:
     """Coefficients from the head's numbers [B, K, N]; those of bases not `kept` ([B or 1, 1, N]) are exactly 0.
 
@@ -59,7 +67,6 @@ def usage(coefficients_BKN: jax.Array | np.ndarray):
     return totals / totals.mean(axis=-1, keepdims=True)
 
 
-def dead(usage_KN: np.ndarray, layers: list[str], least: float = 0.01) -> list[str]:
+def dead(usage_KN: np.ndarray, names: list[str], least: float = 0.01) -> list[str]:
     """The bases whose usage is below `least`, such as "basis 3 of stages/0/0/project/conv"."""
-    names = layers if len(layers) == len(usage_KN) else ["all layers"]
     return [f"basis {n} of {names[k]}" for k, n in np.argwhere(usage_KN < least)]

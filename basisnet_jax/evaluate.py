@@ -90,6 +90,7 @@ def make_per_example(config, functions: Functional, mesh: Mesh):
         if outputs.preview_logits is not None:
             rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
             rows["confidence"] = early_exit.confidence(outputs.preview_logits)
+        if outputs.coefficients is not None:
             rows["coefficients"] = outputs.coefficients
         return rows
 

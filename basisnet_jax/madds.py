@@ -14,7 +14,7 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from basisnet_jax import basis
+from basisnet_jax import baselines, basis
 from basisnet_jax.basisnet import BasisNet
 
 
@@ -22,7 +22,7 @@ class Item(NamedTuple):
     """One row of the table. `madds` is for one image; `params` of the mixing rows belong to the layer that mixes."""
 
     name: str
-    stage: str  # "preview", "coefficients", "specialist" or, for a network without bases, "network"
+    stage: str  # "preview", "coefficients", "specialist" or, for a model without a preview, "network"
     kind: str  # "convolution", "depthwise", "linear" or "mixing"
     madds: int
     params: int
@@ -90,6 +90,8 @@ def summary(items: list[Item]) -> dict[str, int]:
 
 
 def _stage(model: nnx.Module, name: str) -> str:
+    if isinstance(model, baselines.Routed):
+        return "coefficients" if name.endswith(("/router", "/squeeze")) else "network"
     if not isinstance(model, BasisNet):
         return "network"
     return {"coefficient_head": "coefficients"}.get(name.split("/")[0], name.split("/")[0])

@@ -18,7 +18,6 @@ from flax import nnx
 from tqdm import tqdm
 
 from basisnet_jax import (
-    basis,
     basisnet,
     checkpoint,
     coefficients,
@@ -89,6 +88,7 @@ def make_train_step(
         metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels)
         if outputs.preview_logits is not None:
             metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == labels)
+        if outputs.coefficients is not None:
             metrics["coefficient_entropy"] = coefficients.entropy(outputs.coefficients)
             metrics["least_basis_usage"] = jnp.min(coefficients.usage(outputs.coefficients))
         return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
@@ -166,8 +166,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
 def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
     """Names the bases that hardly any mixture of the split uses: they cost memory and mixing, and learn nothing."""
     if "coefficients" in per_example:
-        layers = list(basis.basis_layers(model.specialist))
-        if dead := coefficients.dead(coefficients.usage(per_example["coefficients"]), layers):
+        usage = coefficients.usage(per_example["coefficients"])
+        if dead := coefficients.dead(usage, model.coefficient_names()):
             logging.warning("%d dead bases: %s", len(dead), ", ".join(dead[:10]) + (" ..." if dead[10:] else ""))
 
 

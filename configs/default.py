@@ -41,8 +41,8 @@ def get_config(arg=""):
     config.resize = "bilinear"  # or "bicubic"; both antialiased
     config.eval_crop = 1.0  # side of the central square that is evaluated, as a share of the shorter side
 
-    # Model: "basisnet"; "static", `network` alone; or "routed", the baselines CondConv and dynamic convolution: `network`
-    # with bases mixed by coefficients from its own layers. A field of a network that is None keeps the paper's value.
+    # Model: "basisnet"; "static", `network` alone; or "routed" (CondConv, dynamic convolution), `network` with bases
+    # that its own layers mix, without a preview. A field of a network that is None keeps the paper's value.
     config.model = "basisnet"
     config.dtype = "float32"  # of the computation, or "bfloat16"; params and statistics are float32
     config.network = network("mobilenet_v3_large")
@@ -61,8 +61,8 @@ def get_config(arg=""):
     config.coefficients.annealing_epochs = 0.0
     config.coefficients.dropout = 0.0625  # basis model dropout: the probability that a basis is shut down
     config.coefficients.dropout_per = "example"  # or "batch": what shares one draw
-    # Of the model "routed": what computes coefficients from its own input, for all basis layers in it. A whole path again:
-    # of blocks (CondConv), or of single layers (dynamic convolution).
+    # Of the model "routed": what computes coefficients from its own input, for all basis layers in it. Whole paths
+    # again, of blocks (CondConv) or of single layers (dynamic convolution).
     config.routing = ml_collections.ConfigDict()
     config.routing.units = r"stages/\d+/\d+"
     config.routing.hidden = 0.0  # features of the hidden layer, as a share of the input's; 0: there is none

@@ -83,5 +83,5 @@ def test_entropy_and_usage():
     alive = np.ones((2, N))
     alive[1, 3] = 0.001
     assert coefficients.dead(alive, ["first", "second"]) == ["basis 3 of second"]
-    assert coefficients.dead(alive[1:], ["first", "second"]) == ["basis 3 of all layers"]
+    assert coefficients.dead(alive[1:], ["all layers"]) == ["basis 3 of all layers"]
     assert coefficients.dead(np.ones((2, N)), ["first", "second"]) == []

@@ -154,6 +154,7 @@ class InvertedResidual(nnx.Module):
 
     def __init__(self, in_features: int, block: Block, width: float, conv, norm, rngs: nnx.Rngs | None = None):
         expanded = in_features if block.expansion == 1 else make_divisible(in_features * block.expansion)
+        self.in_features = in_features
         self.out_features = make_divisible(block.out * width)
         self.residual = block.stride == 1 and in_features == self.out_features
         self.expand = None if block.expansion == 1 else ConvNorm(conv(in_features, expanded), norm, block.activation)
