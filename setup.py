@@ -13,6 +13,7 @@ setup(
         "basisnet_jax.data",
         "basisnet_jax.networks",
     ],
+    package_data={"basisnet_jax.data": ["imagenet_classes.txt"]},
     package_dir={"basisnet_jax.configs": "configs"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
     install_requires=[

@@ -1,4 +1,5 @@
-"""What a run leaves in its workdir besides checkpoints: `config.json`, `metrics.jsonl`, TensorBoard events.
+"""What a run leaves in its workdir besides checkpoints: `config.json`, `classes.json` (names of the classes, a list in
+the order of the labels), `metrics.jsonl`, TensorBoard events.
 
 `load` reads a finished or imported run back: its config, its model and its averaged weights.
 """
@@ -59,16 +60,28 @@ def check(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def claim(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Makes `workdir` and writes `config.json` to it, unless it is there already."""
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        return
+    _write_once(workdir, "config.json", config.to_dict())
+
+
+def write_classes(workdir: str, names: list[str]) -> None:
+    """Writes `classes.json`, unless it is there already: names that a user has put in it stay."""
+    if jax.process_index() == 0:
+        _write_once(workdir, "classes.json", names)
+
+
+def load_classes(workdir: str, num_classes: int) -> list[str]:
+    """The names of the classes by label; without a `classes.json`, the labels themselves."""
+    path = os.path.join(workdir, "classes.json")
+    if not os.path.exists(path):
+        return [str(label) for label in range(num_classes)]
     try:
-        os.makedirs(workdir, exist_ok=True)
-        with open(path + ".tmp", "w") as file:
-            json.dump(config.to_dict(), file, indent=1)
-        os.replace(path + ".tmp", path)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+        with open(path) as file:
+            names = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is no JSON list of {num_classes} names, which is the number of classes")
+    return names
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -81,6 +94,19 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
         raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _write_once(workdir: str, name: str, value: dict | list) -> None:
+    path = os.path.join(workdir, name)
+    if os.path.exists(path):
+        return
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(path + ".tmp", "w") as file:
+            json.dump(value, file, indent=1)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

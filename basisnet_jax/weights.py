@@ -15,6 +15,7 @@ from flax import nnx
 
 from basisnet_jax import basisnet, checkpoint, runs
 from basisnet_jax.configs import default
+from basisnet_jax.data import imagenet
 from basisnet_jax.errors import UserError
 
 ORIGINS = {
@@ -51,6 +52,8 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
     config = static_config(network, state_dict, origin)
     params, batch_stats = convert(state_dict, basisnet.create_abstract(config))
     runs.claim(config, workdir)
+    if config.num_classes == 1000:
+        runs.write_classes(workdir, imagenet.class_names())
     state = {"params": params, "batch_stats": batch_stats, "ema_params": params, "ema_batch_stats": batch_stats}
     with checkpoint.manager(workdir, keep=1) as checkpoints:
         checkpoint.save(checkpoints, 0, state)
@@ -59,7 +62,10 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
 
 
 def static_config(network: str, state_dict: dict[str, np.ndarray], origin: str):
-    """The config of the plain network, at its paper's image size, with the classes and channels of the weights."""
+    """The config of the plain network, with the classes and channels of the weights.
+
+    It is evaluated as published ImageNet weights are: at the size of its paper, of the central 7/8 resized bicubically.
+    """
     config = default.get_config()
     config.model = "static"
     config.dataset = "imagenet2012"
@@ -67,6 +73,8 @@ def static_config(network: str, state_dict: dict[str, np.ndarray], origin: str):
     config.network.name = network
     config.network.update(ORIGINS[origin])
     config.image_size = IMAGE_SIZES.get(network, 224)
+    config.resize = "bicubic"
+    config.eval_crop = 0.875
     if origin == "tensorflow" and network in TENSORFLOW_NORMALIZATION:
         config.mean, config.stddev = ((number,) for number in TENSORFLOW_NORMALIZATION[network])
     names = naming(state_dict).network

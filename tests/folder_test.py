@@ -108,7 +108,7 @@ def test_batches_of_a_folder(tmp_path, tiny):
     np.testing.assert_allclose(batch["image"][:, 8, 8, 0], 40 + 100 * batch["label"], atol=3)
     seen = sum(int(batch["mask"].sum()) for batch in pipeline.eval_batches(config, "test"))
     assert seen == pipeline.num_examples(config, "test")
-    assert pipeline.builder(config).info.features["label"].names == ["cat", "dog"]
+    assert pipeline.class_names(config) == ["cat", "dog"]
 
 
 def test_mistakes(tmp_path, tiny):

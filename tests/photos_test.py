@@ -48,6 +48,25 @@ def test_evaluation_is_the_resized_centre(config):
     assert min(errors) < 12  # one of them is this photograph, moved by a few pixels
 
 
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+def test_resizing_is_that_of_pillow_antialiased(config, method):
+    config = config.copy_and_resolve_references()
+    config.resize = method
+    photo = PIL.Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg"))
+    encoded = io.BytesIO()
+    photo.save(encoded, "png")
+    side = round(0.875 * photo.height)
+    left, top = (photo.width - side) // 2, (photo.height - side) // 2
+    square = photo.crop((left, top, left + side, top + side))
+    seen = pipeline.evaluation_image(config, encoded.getvalue()).astype(float)
+    errors = {}
+    for other in ("bilinear", "bicubic"):
+        expected = square.resize((64, 64), PIL.Image.Resampling[other.upper()])
+        errors[other] = np.abs(seen - np.asarray(expected)).mean()
+    # Pillow rounds and clips between the two directions too.
+    assert errors.pop(method) < 0.2 < 1 < min(errors.values())
+
+
 def test_training_crops_are_random_and_reproducible(config):
     first, again = (next(pipeline.train_batches(config)) for _ in range(2))
     np.testing.assert_array_equal(first["image"], again["image"])

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from basisnet_jax.configs import default
 
-from basisnet_jax.data import pipeline
+from basisnet_jax.data import imagenet, pipeline
 from basisnet_jax.errors import UserError
 
 
@@ -144,6 +145,38 @@ def test_grey_images_are_tiled_to_three_channels_and_resized(config):
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
 
 
+def test_a_grey_photograph_in_colour_becomes_the_channel_it_was(config):
+    grey = np.random.default_rng(0).integers(0, 256, (20, 30, 1), np.uint8)
+    pixels = [pipeline._to_uint8(pipeline._resize(config, image)) for image in (grey, np.repeat(grey, 3, axis=-1))]
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_the_number_of_classes_can_be_left_to_the_dataset(config):
+    assert pipeline.completed(config) is config
+    open_config = config.copy_and_resolve_references()
+    open_config.num_classes = 0
+    assert pipeline.completed(open_config).to_dict() == config.to_dict()
+    assert pipeline.builder(open_config).info.features["label"].num_classes == 10
+
+
+def test_class_names(config, monkeypatch, tmp_path):
+    assert pipeline.class_names(config) == list("0123456789")
+    imagenet2012 = tfds.builder("imagenet2012", data_dir=tmp_path)
+    assert imagenet2012.info.features["label"].names[:2] == ["n01440764", "n01443537"]
+    monkeypatch.setattr(pipeline, "builder", lambda config: imagenet2012)
+    names = pipeline.class_names(config)
+    known = {0: "tench", 281: "tabby", 657: "missile", 967: "espresso", 999: "toilet tissue"}
+    assert {label: names[label] for label in known} == known
+    assert len(names) == len({name.lower() for name in names}) == 1000
+    assert all(name == name.strip() != "" for name in names)
+
+
+def test_imagenet_in_another_order(tmp_path):
+    ids = tfds.builder("imagenet2012", data_dir=tmp_path).info.features["label"].names
+    assert imagenet.readable(ids[::-1]) == imagenet.class_names()[::-1]
+    assert imagenet.readable(ids[:10]) == ids[:10]  # Imagenette and others like it
+
+
 def test_num_examples_reads_split_strings(config):
     assert pipeline.num_examples(config, "train[:50]+test") == 410
 
@@ -155,6 +188,7 @@ def test_num_examples_reads_split_strings(config):
         ({"dataset": "no such name"}, ["'no such name'"]),
         ({"num_classes": 7}, ["7", "digits", "10"]),
         ({"channels": 2}, ["2", "1 or 3"]),
+        ({"resize": "nearest"}, ["'nearest'", "bilinear, bicubic"]),
         ({"train_split": "training"}, ["'training'", "train (1077)", "validation (360)"]),
         ({"batch_size": 128}, ["128", "train[:100]", "100"]),
     ],

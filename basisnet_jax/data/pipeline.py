@@ -7,9 +7,9 @@ Examples are shuffled undecoded, so that skipping what a resumed epoch has alrea
 decoding and augmentation come after the skip. A large dataset is read anew by one pipeline an epoch; a small one is
 kept in memory and fed by one pipeline for the whole run, since building a pipeline takes longer than a short epoch.
 
-The fields read are config.dataset, data_dir, image_size, channels, num_classes, batch_size and eval_batch_size (both
-over all hosts), seed, shuffle_buffer_size, train_split and augment (shift, rotation, zoom, flip). Images leave as
-uint8 [b, image_size, image_size, channels], labels as int32 [b], where b is this host's share of the batch.
+What is read and how follows from the data fields of configs/default.py, the seed, and the two batch sizes (over all
+hosts). Images leave as uint8 [b, image_size, image_size, channels], labels as int32 [b], where b is this host's share
+of the batch.
 """
 
 import contextlib
@@ -26,11 +26,12 @@ from clu import deterministic_data
 
 import basisnet_jax.data.digits  # noqa: F401  (registers the name with TFDS)
 from basisnet_jax import augment, autoaugment
-from basisnet_jax.data import folder
+from basisnet_jax.data import folder, imagenet
 from basisnet_jax.errors import UserError
 
 Batches = Iterator[dict[str, np.ndarray]]
 
+RESIZE_METHODS = ("bilinear", "bicubic")
 _IN_MEMORY_BYTES = 50e6  # A dataset no bigger than this on disk is read once and kept, still encoded.
 
 
@@ -112,13 +113,36 @@ def num_examples(config, split: str) -> int:
     return _count(builder(config), split)
 
 
+def completed(config):
+    """The config with a `num_classes` of 0 replaced by the number of classes of its dataset, else unchanged."""
+    if config.num_classes:
+        return config
+    config = config.copy_and_resolve_references()
+    config.num_classes = builder(config).info.features["label"].num_classes
+    return config
+
+
+def class_names(config) -> list[str]:
+    """The dataset's class names by label: ImageNet's readable ones for its ids; numbers where there are no names."""
+    return imagenet.readable(builder(config).info.features["label"].names)
+
+
+def evaluation_image(config, encoded: bytes) -> np.ndarray:
+    """An encoded RGB or grey image, pixel for pixel as evaluation sees it: uint8 [image_size, image_size, channels]."""
+    _keep_tensorflow_off_accelerators()
+    feature = tfds.features.Image(shape=(None, None, 3))
+    return _centre(config, feature, encoded).numpy()
+
+
 def builder(config) -> tfds.core.DatasetBuilder:
     """The TFDS builder of config.dataset, in agreement with the config and prepared on disk.
 
     Raises:
-      UserError: the name is unknown; the dataset's features, number of classes or number of channels are not what the
-        config says; or the data are not there and cannot be fetched.
+      UserError: the name or the way of resizing is unknown; the dataset's features, number of classes (unless it is to
+        be found out) or number of channels are not what the config says; or the data are not there and cannot be
+        fetched.
     """
+    _check_resize(config)
     _keep_tensorflow_off_accelerators()
     name = config.dataset
     try:
@@ -141,7 +165,7 @@ def builder(config) -> tfds.core.DatasetBuilder:
         raise UserError(f"{name} has {image.np_dtype} images with {channels} channels; expected uint8 with 1 or 3")
     if config.channels not in (1, 3):
         raise UserError(f"config.channels is {config.channels}, but must be 1 or 3; {name} has {channels}")
-    if config.num_classes != label.num_classes:
+    if config.num_classes not in (0, label.num_classes):
         raise UserError(f"config.num_classes is {config.num_classes}, but {name} has {label.num_classes} classes")
     return ds_builder if ds_builder.data_path.exists() else _prepare(name, ds_builder)
 
@@ -224,18 +248,19 @@ def _read(ds_builder, split, **kwargs):
 def _preprocess(ds_builder, config):
     """Function of an undecoded example and, for training, its index in the epoch and the epoch's random words."""
     amounts = config.augment
+    feature = ds_builder.info.features["image"]
 
     @tf.function  # Traced once, not again for every epoch.
     def preprocess(example, index=None, words=None):
         if words is None:
-            image = _resize(config, _decode_centre(ds_builder, example["image"], config.eval_crop))
-            return {"image": _to_uint8(image), "label": tf.cast(example["label"], tf.int32)}
+            image = _centre(config, feature, example["image"])
+            return {"image": image, "label": tf.cast(example["label"], tf.int32)}
         # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
         seeds = [tf.stack([words[i], index]) for i in range(1, 6)]
         if amounts.crop:
-            image = _decode_distorted_crop(ds_builder, example["image"], amounts.crop, seeds[0])
+            image = _decode_distorted_crop(feature, example["image"], amounts.crop, seeds[0])
         else:
-            image = _decode_centre(ds_builder, example["image"], 1.0)
+            image = _decode_centre(feature, example["image"], 1.0)
         image = _resize(config, image)
         image = augment.affine(image, seeds[1], shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
         image = augment.random_flip(image, seeds[2]) if amounts.flip else image
@@ -251,21 +276,25 @@ def _preprocess(ds_builder, config):
     return preprocess
 
 
-def _decode_centre(ds_builder, encoded, fraction):
+def _centre(config, feature, encoded):
+    """What evaluation sees of an encoded image: uint8 [image_size, image_size, channels]."""
+    return _to_uint8(_resize(config, _decode_centre(feature, encoded, config.eval_crop)))
+
+
+def _decode_centre(feature, encoded, fraction):
     """The square at the centre, its side this fraction of the image's shorter side: uint8 [h, h, channels]."""
-    image = ds_builder.info.features["image"].decode_example(encoded)
+    image = feature.decode_example(encoded)
     size = tf.shape(image)[:2]
     side = tf.cast(tf.round(fraction * tf.cast(tf.reduce_min(size), tf.float32)), tf.int32)
     top, left = tf.unstack((size - side) // 2)
     return tf.ensure_shape(tf.slice(image, [top, left, 0], [side, side, -1]), [None, None, image.shape[-1]])
 
 
-def _decode_distorted_crop(ds_builder, encoded, least_area, seed):
+def _decode_distorted_crop(feature, encoded, least_area, seed):
     """A box of random place, area (`least_area`..1 of the image) and aspect (3/4..4/3): uint8 [h, w, channels].
 
     Of a JPEG only the blocks of the box are decoded.
     """
-    feature = ds_builder.info.features["image"]
 
     def crop(size, decode_box):
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -301,12 +330,17 @@ def _to_uint8(image):
 
 def _resize(config, image):
     """uint8 [h, w, 1 or 3] -> float32 [image_size, image_size, channels] in 0..255."""
-    image = tf.image.resize(image, [config.image_size] * 2, method="bilinear", antialias=True)
-    if image.shape[-1] == 1 and config.channels == 3:
-        return tf.tile(image, [1, 1, 3])
+    _check_resize(config)
+    # Before it is resized, an image that is grey all along turns into exactly the one channel that it was made of.
     if image.shape[-1] == 3 and config.channels == 1:
-        return tf.image.rgb_to_grayscale(image)
-    return image
+        image = tf.image.rgb_to_grayscale(image)
+    image = tf.image.resize(image, [config.image_size] * 2, method=config.resize, antialias=True)
+    return tf.tile(image, [1, 1, 3]) if image.shape[-1] == 1 and config.channels == 3 else image
+
+
+def _check_resize(config):
+    if config.resize not in RESIZE_METHODS:
+        raise UserError(f"config.resize={config.resize!r}, expected one of {', '.join(RESIZE_METHODS)}")
 
 
 def _to_numpy(ds, batch_size):
