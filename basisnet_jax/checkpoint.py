@@ -52,6 +52,13 @@ def directory(workdir: str) -> str:
     return os.path.join(os.path.abspath(workdir), "checkpoints")
 
 
+def newest(workdir: str) -> int | None:
+    """The newest step that is saved whole, without opening it; None where there is none."""
+    path = pathlib.Path(directory(workdir))
+    steps = [int(child.name) for child in path.iterdir() if child.name.isdigit()] if path.is_dir() else []
+    return max(steps, default=None)
+
+
 def save(checkpoints: ocp.CheckpointManager, step: int, state, metrics: dict | None = None) -> None:
     """Starts to save; the arrays are copied before this returns, so the state may be donated to the next step."""
     checkpoints.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics)

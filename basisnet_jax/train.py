@@ -21,6 +21,7 @@ from basisnet_jax import (
     basisnet,
     checkpoint,
     coefficients,
+    distill,
     evaluate,
     losses,
     madds,
@@ -28,6 +29,7 @@ from basisnet_jax import (
     optimizer,
     partition,
     runs,
+    transfer,
 )
 from basisnet_jax.basisnet import Functional
 from basisnet_jax.data import pipeline
@@ -56,24 +58,37 @@ def make_train_step(
     functions: Functional,
     tx: optax.GradientTransformation,
     temperature: optax.Schedule | None = None,
+    teacher: Callable | None = None,
 ):
-    """The pure function `(state, batch, key) -> (state, metrics)`; batch: {"image": uint8 [B, H, W, C], "label": [B]}.
+    """The pure function `(state, batch, key, teacher_weights=None) -> (state, metrics)`.
 
-    All randomness follows from `key` and the step. The key is an argument so that runs that differ in their seed alone
-    share one compilation. Under mixup or CutMix top-1 counts the label that has the larger share of the example.
+    batch: {"image": uint8 [B, H, W, C], "label": [B]} and, where the teacher's predictions are stored, "teacher": its
+    logits [B, classes]. Otherwise `teacher(teacher_weights, pixels)` computes them. All randomness follows from `key`
+    and the step. The key is an argument so that runs that differ in their seed alone share one compilation. Under
+    mixup or CutMix top-1 counts the label that has the larger share of the example.
     """
 
-    def train_step(state: TrainState, batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch, key: jax.Array, teacher_weights=None) -> tuple[TrainState, dict]:
         targets = losses.targets(batch["label"], config.num_classes, config.label_smoothing)
         step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
         pixels = batch["image"].astype(jnp.float32)
+        distillation = config.distillation
+        if "teacher" in batch:  # its predictions are mixed as the labels are
+            taught = jax.nn.softmax(batch["teacher"].astype(jnp.float32) / distillation.temperature)
+            targets = jnp.concatenate([targets, taught], axis=-1)
         pixels, targets = mixup.mix(mixing_key, pixels, targets, config.augment.mixup, config.augment.cutmix)
+        if "teacher" in batch:
+            targets, taught = jnp.split(targets, 2, axis=-1)
+        elif teacher is not None:  # it sees what the student sees
+            taught = jax.nn.softmax(teacher(teacher_weights, pixels) / distillation.temperature)
+        else:
+            taught = None
         images = evaluate.normalize(pixels, config)
 
         def loss_fn(params):
             annealed = None if temperature is None else temperature(state.step)
             outputs, batch_stats = functions.train(params, state.batch_stats, images, step_key, annealed)
-            loss, parts = losses.joint(outputs, targets, config.preview_loss_weight)
+            loss, parts = losses.joint(outputs, targets, taught, config)
             return loss, (outputs, batch_stats, parts)
 
         (loss, (outputs, batch_stats, parts)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -85,6 +100,8 @@ def make_train_step(
         # The norm of the new parameters is there for `Watch`: an update can overflow after a loss that was finite.
         metrics = {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         labels = jnp.argmax(targets, -1)
+        if taught is not None:
+            metrics["teacher_top1"] = jnp.mean(jnp.argmax(taught, -1) == labels)
         metrics["top1"] = jnp.mean(jnp.argmax(outputs.logits, -1) == labels)
         if outputs.preview_logits is not None:
             metrics["preview_top1"] = jnp.mean(jnp.argmax(outputs.preview_logits, -1) == labels)
@@ -102,6 +119,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     Raises:
       UserError: `workdir` cannot be written or belongs to another config; the data are not there; the loss diverged.
     """
+    config = pipeline.completed(config)
     runs.check(config, workdir)
     mesh = partition.create_mesh(config.batch_size)
     steps_per_epoch = pipeline.steps_per_epoch(config)
@@ -110,12 +128,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     total_steps = round(config.num_epochs * steps_per_epoch)
     model = basisnet.create(config)
     functions = basisnet.functional(model)
+    if checkpoint.newest(workdir) is None:
+        functions = transfer.initialized(config, functions)
+    teacher = distill.load(config)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
     runs.claim(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
+    runs.write_classes(workdir, pipeline.class_names(config))
 
     # How a run starts and goes on:
-    # 1. The state is made from the seed, on the mesh.
+    # 1. The state is made from the seed, or from another run's weights (`config.init_from`), on the mesh.
     # 2. The newest checkpoint, if there is one, replaces all of it.
     # 3. The batches and the random keys from there on follow from (seed, step): nothing else has to be restored.
     create = jax.jit(create_state, static_argnums=2, out_shardings=partition.replicated(mesh))
@@ -130,17 +152,24 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     print_overview(config, workdir, model, total_steps, first_step)
 
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
-    train_step = jax.jit(make_train_step(config, functions, tx, temperature), donate_argnums=0)
     key = jax.random.key(config.seed)
+    batches = pipeline.train_batches(config, first_step, ids=teacher is not None and bool(config.distillation.cache))
+    constants = (key,)
+    if teacher is not None and config.distillation.cache:
+        batches = distill.with_stored(config, teacher, batches)
+        teacher = None
+    elif teacher is not None:
+        constants = key, jax.device_put(teacher.weights, partition.replicated(mesh))
+    train_step = make_train_step(config, functions, tx, temperature, teacher and teacher.logits)
+    train_step = jax.jit(train_step, donate_argnums=0)
     validate = evaluate.make_per_example(config, functions, partition.create_mesh(config.eval_batch_size))
     eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
     # However this ends, what was saved and logged until then is on disk.
     with contextlib.closing(checkpoints), contextlib.closing(runs.Log(workdir, first_step)) as log:
         watch = Watch(checkpoints)
         with progress(first_step, total_steps) as advance:
-            batches = pipeline.train_batches(config, first_step)
             for step in range(first_step + 1, total_steps + 1):
-                state, metrics = train_step(state, partition.global_batch(next(batches), mesh), key)
+                state, metrics = train_step(state, partition.global_batch(next(batches), mesh), *constants)
                 # While the device works on this step, the host reads what the one before has left.
                 watch.read()
                 watch.pending = (step, metrics)

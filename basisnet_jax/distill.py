@@ -1,0 +1,145 @@
+"""Knowledge distillation (Hinton et al. 2015): a teacher's distribution over the classes as a second target.
+
+The teacher is the run in a workdir, trained or imported, with its own input size and normalisation. Two ways:
+- It runs in every step, without gradient, on the very images that the student sees, augmented and mixed.
+- Its predictions on the plain training images are computed once, kept in a folder, and read by example id: all runs
+  of a sweep share them and pay nothing for the teacher. Mixed images get mixed predictions.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from basisnet_jax import basisnet, evaluate, partition, runs
+from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
+
+HEADS = ("both", "final", "preview")
+_ID_BYTES = 128  # of TFDS's example ids, such as b"imagenet2012-train.tfrecord-00012-of-01024__345"
+
+
+class Teacher(NamedTuple):
+    config: object  # of the teacher's run
+    name: str  # workdir and step
+    weights: tuple  # an argument of the train step: as a constant it would be compiled in, once for every teacher
+    logits: Callable  # (weights, pixels [B, H, W, C] in 0..255) -> [B, classes], float32
+
+
+def load(config) -> Teacher | None:
+    """The teacher that `config.distillation` names.
+
+    Raises:
+      UserError: a field has no such value, the run cannot be read, or its classes or channels are not the student's.
+    """
+    fields = config.distillation
+    if not fields.teacher:
+        return None
+    if fields.heads not in HEADS or not 0 <= fields.weight <= 1 or fields.temperature <= 0:
+        given = f"heads={fields.heads!r}, weight={fields.weight}, temperature={fields.temperature}"
+        expected = f"one of {', '.join(HEADS)}; a weight in 0..1; a temperature above 0"
+        raise UserError(f"config.distillation has {given}; expected {expected}")
+    if config.model != "basisnet" and fields.heads == "preview":
+        raise UserError(f"config.distillation.heads='preview', but config.model={config.model!r} has no preview")
+    run = runs.load(fields.teacher)
+    if run.config.num_classes != config.num_classes:
+        theirs = run.config.num_classes
+        raise UserError(f"the teacher in {fields.teacher} has {theirs} classes, expected {config.num_classes}")
+    if run.config.channels < config.channels:
+        raise UserError(
+            f"the teacher in {fields.teacher} sees {run.config.channels} channel, the images have {config.channels}"
+        )
+
+    def logits(weights, pixels):
+        pixels = jnp.broadcast_to(pixels, (*pixels.shape[:-1], run.config.channels))  # grey to RGB
+        images = evaluate.normalize(basisnet.resize(pixels, run.config.image_size), run.config)
+        return run.functions.evaluate(*weights, images).logits.astype(jnp.float32)
+
+    name = f"{os.path.realpath(fields.teacher)} step {run.step}"
+    return Teacher(run.config, name, (run.params, run.batch_stats), logits)
+
+
+def with_stored(config, teacher: Teacher, batches: Iterator[dict]) -> Iterator[dict]:
+    """The batches with "teacher", float16 logits [b, classes], in the place of "id"."""
+    folder = stored(config, teacher)
+    ids, logits = (np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in ("ids", "logits"))
+    order = np.argsort(ids)
+    ids = ids[order]
+    for batch in batches:
+        wanted = batch.pop("id").astype(ids.dtype)
+        places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        if np.any(ids[places] != wanted):
+            raise UserError(f"{folder} has no prediction for example {wanted[ids[places] != wanted][0]!r}: remove it")
+        yield {**batch, "teacher": logits[order[places]]}
+
+
+def stored(config, teacher: Teacher) -> str:
+    """The folder in `config.distillation.cache` with the teacher's predictions on `config.train_split`.
+
+    They are computed, at the teacher's own image size and crop, unless they are there. The folder's name follows from
+    teacher and data, so runs that differ in anything else share it. All processes must see the same file system.
+    """
+    plain = config.copy_and_resolve_references()
+    for field in ("image_size", "channels", "resize", "eval_crop"):
+        plain[field] = teacher.config[field]
+    about = {
+        "teacher": teacher.name,
+        "data": pipeline.fingerprint(plain),
+        **{field: plain[field] for field in ("train_split", "image_size", "channels", "resize", "eval_crop")},
+    }
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    folder = os.path.join(config.distillation.cache, digest)
+    if os.path.isdir(folder):
+        return folder
+    rows = predict(plain, teacher)
+    if jax.process_index() == 0:
+        write(folder, about, rows)
+    multihost_utils.sync_global_devices("teacher's predictions are stored")
+    return folder
+
+
+def predict(config, teacher: Teacher) -> dict[str, np.ndarray]:
+    """{"ids": bytes [n], "logits": float16 [n, classes]} of the plain images of `config.train_split`."""
+    count = pipeline.num_examples(config, config.train_split)
+    print(f"computing the predictions of the teacher in {teacher.name} on {count} images, once", flush=True)
+    mesh = partition.create_mesh(config.eval_batch_size)
+    weights = jax.device_put(teacher.weights, partition.replicated(mesh))
+    step = jax.jit(lambda weights, images: teacher.logits(weights, images.astype(jnp.float32)).astype(jnp.float16))
+    gathered = []
+    for batch in pipeline.eval_batches(config, config.train_split, ids=True):
+        # As bytes, because between processes only arrays of numbers travel.
+        ids = batch["id"].astype(f"S{_ID_BYTES}").view(np.uint8).reshape(-1, _ID_BYTES)
+        batch = partition.global_batch({"image": batch["image"], "mask": batch["mask"], "ids": ids}, mesh)
+        rows = {"ids": batch["ids"], "mask": batch["mask"], "logits": step(weights, batch["image"])}
+        if jax.process_count() > 1:
+            rows = multihost_utils.process_allgather(rows, tiled=True)
+        rows = jax.tree.map(np.asarray, rows)
+        gathered.append({name: rows[name][rows["mask"].astype(bool)] for name in ("ids", "logits")})
+    columns = {name: np.concatenate([rows[name] for rows in gathered]) for name in ("ids", "logits")}
+    return {**columns, "ids": np.ascontiguousarray(columns["ids"]).view(f"S{_ID_BYTES}")[:, 0]}
+
+
+def write(folder: str, about: dict, rows: dict[str, np.ndarray]) -> None:
+    """Writes `folder` whole or not at all. If another run has been faster, its folder, which is the same, stays."""
+    parent = os.path.dirname(folder)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as scratch:
+            new = os.path.join(scratch, "new")
+            os.mkdir(new)
+            for name, array in rows.items():
+                np.save(os.path.join(new, f"{name}.npy"), array, allow_pickle=False)
+            with open(os.path.join(new, "about.json"), "w") as file:
+                json.dump(about, file, indent=1)
+            if not os.path.isdir(folder):
+                shutil.move(new, folder)
+    except OSError as error:
+        raise UserError(f"config.distillation.cache={parent!r} cannot be written: {error.strerror}") from error
