@@ -103,7 +103,6 @@ def parse(argv: list[str], *required: str, rest: str = "", **optional: str | boo
     The field called `rest` gets the list of the arguments that are no flags; without that name they are refused.
     """
     values = flags.FlagValues()
-    values.set_gnu_getopt()  # flags may follow other arguments
     if rest:
         flags.DEFINE_multi_string(rest, [], "", flag_values=values)
     for name in required:
@@ -175,6 +174,8 @@ def quiet_logs() -> None:
         return record.levelno >= logging.converter.STANDARD_WARNING and "orbax" not in record.pathname
 
     handler.addFilter(shown)
+    # TensorFlow's own deprecations inside TFDS.
+    logging.converter.logging.getLogger("tensorflow").setLevel(logging.converter.logging.ERROR)
     # Where one of Orbax's reads fails, the others are reported too: by asyncio, and as errors that cannot be raised.
     logging.converter.logging.getLogger("asyncio").setLevel(logging.converter.logging.CRITICAL)
     unraisable = sys.unraisablehook

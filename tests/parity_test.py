@@ -12,6 +12,7 @@ geffnet = pytest.importorskip("geffnet", reason="needs the extra `torch`")
 
 import jax
 import jax.numpy as jnp
+from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from flax import nnx
 
 from basisnet_jax import basisnet, cli, networks, runs, weights
@@ -110,6 +111,23 @@ def compare_trees(ours, expected, path=""):
             compare_trees(ours[key], value, f"{path}/{key}")
         else:
             np.testing.assert_allclose(ours[key], value, rtol=1e-4, atol=1e-4, err_msg=f"{path}/{key}")
+
+
+@pytest.mark.parametrize(("experts", "parameters"), [(4, 13_314_116), (8, 24_013_284)])
+def test_condconv(experts, parameters):
+    model = peer(f"tf_efficientnet_cc_b0_{experts}e")
+    config = imagenet_condconv_efficientnet_b0.get_config(f"bases={experts}")
+    config.dtype = "float32"
+    functions = basisnet.functional(basisnet.create(config))
+    assert sum(leaf.size for leaf in jax.tree.leaves(functions.params)) == parameters
+    state_dict = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    params, batch_stats = weights.convert(state_dict, basisnet.create_abstract(config))
+    images = np.random.default_rng(0).normal(size=(4, 96, 96, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    outputs = jax.jit(functions.evaluate)(params, batch_stats, jnp.asarray(images))
+    assert np.abs(expected).max() > 0.1 and outputs.coefficients.std() > 0.01
+    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_b2"])
