@@ -203,13 +203,20 @@ def test_names_of_the_classes(predict, static_workdir, digits):
         path.unlink()
 
 
-def test_table(workdir, digits, capsys):
+def test_table(predict, static_workdir, digits, capsys):
     paths, _ = digits
-    assert cli.main(["predict", paths[0], f"--workdir={workdir}", paths[1], "--threshold=0"]) == 0
+    rows, _ = predict(static_workdir, *paths)
+    path = pathlib.Path(static_workdir, "classes.json")
+    path.write_text(json.dumps([f"the digit {i}" for i in range(10)]))
+    try:
+        assert cli.main(["predict", paths[0], f"--workdir={static_workdir}", *paths[1:]]) == 0
+    finally:
+        path.unlink()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["file", "confidence", "stage", "MAdds", "label"]
-    rows = [line.split() for line in lines[1:]]
-    assert [row[0] for row in rows] == paths[:2] and {row[2] for row in rows} == {"preview"}
+    for line, row in zip(lines[1:], rows, strict=True):
+        numbers = f"{row['confidence']:.4f}", row["stage"], f"{row['madds'] / 1e6:.2f}M"
+        assert line.split(maxsplit=4) == [row["file"], *numbers, f"the digit {row['label']}"]
     for column in ("stage", "label"):
         place = lines[0].index(column)
         assert all(line[place - 2 : place] == "  " and line[place] != " " for line in lines)
