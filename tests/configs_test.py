@@ -63,8 +63,8 @@ STEPS = {
     ("imagenet_condconv_mv2", ""): 4,
     ("imagenet_condconv_efficientnet_b0", ""): 5,
     ("imagenet_dy_mv2", ""): 2,
-    ("imagenet_dy_mv3", ""): 2,
-    ("cifar", "model=basisnet,classes=100"): 2,
+    ("imagenet_dy_mv3", ""): 1,
+    ("cifar", "model=basisnet,classes=100"): 1,
     ("cifar", "model=static"): 2,
     ("fashion_mnist", "model=basisnet"): 1,
     ("fashion_mnist", "model=static"): 1,
@@ -78,6 +78,16 @@ QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_em
 
 def get_config(name, arg=""):
     return importlib.import_module(f"basisnet_jax.configs.{name}").get_config(arg)
+
+
+@pytest.fixture(autouse=True)
+def quick_tracing(monkeypatch):
+    """Half of all tracing is the message with which jax 0.10 refuses flax, who asks each traced value's sharding."""
+
+    def refuse(_):
+        raise AttributeError("sharding")
+
+    monkeypatch.setattr(jax.core.Tracer, "sharding", property(refuse))
 
 
 def test_every_config_is_tested():
