@@ -3,8 +3,8 @@
     basisnet train --config=configs/imagenet_condconv_efficientnet_b0.py --workdir=DIR
 
 Meant for a TPU v5e or v4 slice (global batch 4096). Eight experts in the blocks of the last three stages, routed once
-a block, as in the authors' code. With bases=4 it is 396.5M and 13.3M. The paper reports 78.3 % top-1 at 413M, and 390M for
-EfficientNet-B0, where we count 385.8M. Recipe and batch are BasisNet's, an assumption. Arguments: bases (8), width
+a block, as in the authors' code. With bases=4 it is 396.5M and 13.3M. The paper reports 78.3 % top-1 at 413M, and 390M
+for EfficientNet-B0, where we count 385.8M. Recipe and batch are BasisNet's, an assumption. Arguments: bases (8), width
 (1.0), seed (0).
 """
 
