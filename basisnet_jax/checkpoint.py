@@ -4,12 +4,16 @@ The data position is the step itself: the batch of step t is a function of (conf
 at step t goes on with the batch it would have seen (`data.pipeline.train_batches(config, first_step=t)`).
 """
 
+import hashlib
 import json
 import os
 import pathlib
+from functools import partial
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from basisnet_jax.errors import UserError
@@ -34,7 +38,12 @@ def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
             ]
         )
         # A killed run leaves its unfinished save behind under a temporary name; the next run removes it.
-        options = ocp.CheckpointManagerOptions(best_fn=top1, preservation_policy=policy, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=top1,
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=partial(write_checksums, directory(workdir))),
+        )
     handler = ocp.PyTreeCheckpointHandler()
     try:
         return ocp.CheckpointManager(directory(workdir), item_handlers=handler, options=options)
@@ -92,6 +101,69 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like):
             f"checkpoint {checkpoints.directory}/{step} cannot be read: it is damaged or of another model "
             f"({reason[:200]}); remove that folder to go on from the one before it"
         ) from error
+
+
+def restore_newest(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object]:
+    """The newest checkpoint that is whole, as (step, state); (0, `like`) where there is none at all.
+
+    Damaged ones are named in a warning and moved aside, to "damaged" beside the checkpoints.
+
+    Raises:
+      UserError: there are checkpoints, but none of them is whole; or they are of another model.
+    """
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    for step in steps:
+        if reason := damage(checkpoints.directory / str(step)):
+            logging.warning("checkpoint %s is damaged (%s); going back to the one before it", step, reason)
+            continue
+        for newer in steps[: steps.index(step)]:
+            put_aside(checkpoints, newer)
+        return step, restore(checkpoints, step, like)
+    if steps:
+        raise UserError(f"all checkpoints in {checkpoints.directory} are damaged: {', '.join(map(str, steps))}")
+    return 0, like
+
+
+def put_aside(checkpoints: ocp.CheckpointManager, step: int) -> None:
+    """Moves a damaged checkpoint out of the way of the one that will be saved at its step again."""
+    if jax.process_index() == 0:
+        aside = pathlib.Path(checkpoints.directory).parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        number = sum(1 for _ in aside.glob(f"{step}-*"))
+        os.rename(checkpoints.directory / str(step), aside / f"{step}-{number}")
+    multihost_utils.sync_global_devices("put aside")
+    checkpoints.reload()
+
+
+def write_checksums(folder: str) -> None:
+    """Lists the SHA-256 of each file of the checkpoint that is about to get its final name, in `checksums.json`.
+
+    Orbax calls this when all is written and the folder still has a temporary name; the list comes into place with it.
+    """
+    if jax.process_index() == 0:
+        [unfinished] = pathlib.Path(folder).glob("*.orbax-checkpoint-tmp*")
+        (unfinished / "checksums.json").write_text(json.dumps(checksums(unfinished), indent=1))
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 by file, but for Orbax's own note on the checkpoint, which it still changes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("_CHECKPOINT_METADATA", "checksums.json")
+    }
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None. One without checksums is taken as it is."""
+    try:
+        expected = json.loads((folder / "checksums.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return "checksums.json cannot be read"
+    found = checksums(folder)
+    return next((f"{name} has changed" for name in expected if found.get(name) != expected[name]), None)
 
 
 def pick(checkpoints: ocp.CheckpointManager, which: str | int | None = None) -> int:
