@@ -43,11 +43,21 @@ def madds(argv: list[str]) -> None:
     """basisnet madds --config=FILE[:args] [--json] [--share=0.35]"""
     parsed = parse(argv, "config", json=False, share="0.35")
     from basisnet_jax import basisnet, evaluate, madds
+    from basisnet_jax.data import pipeline
 
-    config = resolve(parsed.config)
+    config = pipeline.completed(resolve(parsed.config))
     items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
     share = number("share", parsed.share)
     print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
+
+
+def predict(argv: list[str]) -> None:
+    """basisnet predict --workdir=DIR IMAGE... [--json] [--checkpoint=STEP|best] [--threshold=T]"""
+    parsed = parse(argv, "workdir", rest="images", json=False, checkpoint=None, threshold=None)
+    from basisnet_jax import predict
+
+    threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
+    predict.predict(parsed.workdir, parsed.images, parsed.checkpoint, threshold, as_json=parsed.json)
 
 
 def import_(argv: list[str]) -> None:
@@ -61,6 +71,7 @@ def import_(argv: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "madds": madds,
     "import": import_,
 }
@@ -86,9 +97,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def parse(argv: list[str], *required: str, **optional: str | bool | None) -> flags.FlagValues:
-    """The flags of one verb. "config" is an ml_collections file with overrides, the others strings or booleans."""
+def parse(argv: list[str], *required: str, rest: str = "", **optional: str | bool | None) -> flags.FlagValues:
+    """The flags of one verb. "config" is an ml_collections file with overrides, the others strings or booleans.
+
+    The field called `rest` gets the list of the arguments that are no flags; without that name they are refused.
+    """
     values = flags.FlagValues()
+    if rest:
+        flags.DEFINE_multi_string(rest, [], "", flag_values=values)
     for name in required:
         if name == "config":
             config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["basisnet", *argv])
@@ -100,7 +116,7 @@ def parse(argv: list[str], *required: str, **optional: str | bool | None) -> fla
     if "config" in required:
         check_config_file(argv)
     try:
-        rest = values(["basisnet", *argv])[1:]
+        others = values(["basisnet", *argv])[1:]
     except flags.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if any(line.startswith("Traceback") for line in lines):  # ml_collections: of an error in the config file
@@ -112,7 +128,9 @@ def parse(argv: list[str], *required: str, **optional: str | bool | None) -> fla
     except (TypeError, ValueError) as error:
         raise UserError(f"--config: {' '.join(str(error).split())}") from None
     if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        values[rest].value += others
+    elif others:
+        raise UserError(f"unexpected argument {others[0]!r}; flags are written --name=value")
     for name in required:
         if values[name].value is None:
             raise UserError(f"--{name} is missing")
@@ -156,6 +174,8 @@ def quiet_logs() -> None:
         return record.levelno >= logging.converter.STANDARD_WARNING and "orbax" not in record.pathname
 
     handler.addFilter(shown)
+    # TensorFlow's own deprecations inside TFDS.
+    logging.converter.logging.getLogger("tensorflow").setLevel(logging.converter.logging.ERROR)
     # Where one of Orbax's reads fails, the others are reported too: by asyncio, and as errors that cannot be raised.
     logging.converter.logging.getLogger("asyncio").setLevel(logging.converter.logging.CRITICAL)
     unraisable = sys.unraisablehook

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+NONE_STOPS = 1.1  # No confidence exceeds 1.
+
 
 def confidence(preview_logits: jax.Array) -> jax.Array:
     """The largest softmax probability, float32: [B, classes] -> [B]. An image stops where it reaches the threshold."""
@@ -37,8 +39,7 @@ def curve(
     stopped = np.concatenate([[0], ends])
     gained = np.concatenate([[0], np.cumsum((preview_correct - correct)[order])])[stopped]
     share = stopped / len(confidence)
-    # No confidence exceeds 1, so a threshold above it stops nobody.
-    thresholds = np.concatenate([[1.1], sorted_confidence[ends - 1]])
+    thresholds = np.concatenate([[NONE_STOPS], sorted_confidence[ends - 1]])
     top1 = (np.sum(correct) + gained) / len(confidence)
     mean_madds = share * preview_madds + (1 - share) * madds
     return [Point(*map(float, row)) for row in zip(thresholds, share, top1, mean_madds, strict=True)]

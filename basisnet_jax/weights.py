@@ -109,6 +109,9 @@ def read(path: str) -> dict[str, np.ndarray]:
 def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dict, dict]:
     """Params and batch statistics of `network`, as nested dicts of arrays in its layout.
 
+    A network that went through `basis.with_bases` and `baselines.routed` takes the experts of CondConv: one row each,
+    [N, O * I * h * w].
+
     Raises:
       UserError: an array is missing, has another shape, or has no place in the network.
     """
@@ -116,13 +119,16 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
     unused = {name for name in state_dict if not name.endswith("num_batches_tracked")}
 
     def take(path, leaf):
-        keys = [key.key for key in path]
+        keys = [key.key for key in path if key.key not in ("network", "body", "layer")]
         name = f"{torch_module(names, network, keys[:-1])}.{LEAVES[keys[-1]]}"
         if name not in state_dict:
             raise UserError(f"the weights have no {name!r}, which the network's {'/'.join(map(str, keys))} needs")
         unused.discard(name)
         array = state_dict[name].astype(leaf.dtype)
-        if array.ndim == 4:  # [O, I, h, w] -> [h, w, I, O]
+        if leaf.ndim == 5 and array.ndim == 2:  # [N, O * I * h * w] -> [N, h, w, I, O]
+            N, h, w, I, O = leaf.shape
+            array = array.reshape(N, O, I, h, w).transpose(0, 3, 4, 2, 1)
+        elif array.ndim == 4:  # [O, I, h, w] -> [h, w, I, O]
             array = array.transpose(2, 3, 1, 0)
         elif array.ndim == 2:  # [O, I] -> [I, O]
             array = array.T
@@ -168,6 +174,7 @@ TIMM = Naming(
         "squeeze_excite.expand": "se.conv_expand",
         "project.conv": "conv_pwl",
         "project.norm": "bn3",
+        "router": "routing_fn",
     },
     separable={
         "depthwise.conv": "conv_dw",
@@ -215,10 +222,12 @@ def naming(state_dict: dict[str, np.ndarray]) -> Naming:
 
 def torch_module(names: Naming, network: nnx.Module, keys: list) -> str:
     """The name of the module at a path such as ["stages", 1, 0, "depthwise", "norm"]."""
+    network = getattr(network, "network", network)  # of a `baselines.Routed`
     if keys[0] == "stages":
         stage, index, *layer = keys[1:]
         position = sum(map(len, network.stages[:stage])) + index
-        expands = network.stages[stage][index].expand is not None
+        block = network.stages[stage][index]
+        expands = getattr(block, "body", block).expand is not None
         name = (names.expanding if expands else names.separable)[".".join(layer)]
         return f"{names.block.format(stage=stage, index=index, position=position)}.{name}"
     path = ".".join(keys)

@@ -56,6 +56,10 @@ def fails(capsys):
         (["evaluate", "--workdir=DIR", "--threshold=nan"], ["--threshold='nan'", "number"]),
         (["evaluate", "--workdir=DIR"], ["DIR/config.json is missing"]),
         (["evaluate", "--workdir=DIR/none"], ["DIR/none/config.json is missing"]),
+        (["predict", "a.png"], ["--workdir is missing"]),
+        (["predict", "--workdir=DIR", "a.png", "--jsno"], ["jsno"]),
+        (["predict", "--workdir=DIR", "a.png", "--threshold=nan"], ["--threshold='nan'", "number"]),
+        (["predict", "--workdir=DIR/none", "a.png"], ["DIR/none/config.json is missing"]),
         (["madds"], ["--config is missing"]),
         (["madds", CONFIG, "--config.network.name=resnet50"], ["'resnet50'", "mobilenet_v3_small"]),
     ],
@@ -130,7 +134,7 @@ def test_help_names_every_verb(capsys, argv):
     assert cli.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["basisnet", verb] for verb in cli.VERBS]
-    assert {"train", "evaluate", "madds"} <= set(cli.VERBS)
+    assert {"train", "evaluate", "predict", "madds"} <= set(cli.VERBS)
 
 
 def test_overrides_are_read_from_the_arguments_given(monkeypatch):
@@ -151,6 +155,14 @@ def test_madds_as_json(capsys):
     assert printed["total"] == sum(item["madds"] for item in items) > 0
     preview = sum(item["madds"] for item in items if item["stage"] == "preview")
     assert printed["mean_with_early_termination"] == pytest.approx(0.25 * preview + 0.75 * printed["total"])
+
+
+def test_madds_with_the_classes_of_the_dataset(capsys, data_dir):
+    printed = []
+    for num_classes in (10, 0):
+        assert cli.main(["madds", CONFIG, f"--config.data_dir={data_dir}", f"--config.num_classes={num_classes}"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 def test_madds_of_a_static_network(capsys):

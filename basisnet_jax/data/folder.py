@@ -68,7 +68,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             try:
                 encoded = encode(path)
             except Exception as error:  # whatever Pillow makes of a broken file
-                message = f"{path} is no readable image ({' '.join(str(error).split())[:120] or type(error).__name__})"
+                message = unreadable(path, error)
                 if self.bad_images == "stop":
                     raise UserError(f"{message}; remove it, or set config.bad_images=skip") from error
                 print(f"skipped: {message}")
@@ -140,6 +140,15 @@ def encode(path: pathlib.Path) -> bytes:
         output = io.BytesIO()
         to_rgb(image).save(output, "PNG")
         return output.getvalue()
+
+
+def unreadable(path: pathlib.Path, error: Exception) -> str:
+    """One line on what `encode` or TensorFlow makes of a file that they cannot decode."""
+    if isinstance(error, PIL.UnidentifiedImageError):  # whose text names an object of Python's
+        reason = "of no known format"
+    else:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
+    return f"{path} is no readable image ({reason})"
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -35,8 +35,10 @@ RESIZE_METHODS = ("bilinear", "bicubic")
 _IN_MEMORY_BYTES = 50e6  # A dataset no bigger than this on disk is read once and kept, still encoded.
 
 
-def train_batches(config, first_step: int = 0, *, process_index=None, process_count=None) -> Batches:
+def train_batches(config, first_step: int = 0, *, ids=False, process_index=None, process_count=None) -> Batches:
     """Endless shuffled, augmented batches {'image', 'label'}, the first of them that of step `first_step`.
+
+    With `ids` also 'id', bytes [b]: TFDS's name of each example, the same in every run and split.
 
     An epoch is `steps_per_epoch(config)` full batches, sees each example at most once, and leaves out the few that do
     not fill a batch, other ones each time. The host's index and count are JAX's unless given.
@@ -46,7 +48,7 @@ def train_batches(config, first_step: int = 0, *, process_index=None, process_co
     split = tfds.even_splits(config.train_split, count, drop_remainder=True)[index]
     steps, batch_size = steps_per_epoch(config, process_count=count), _per_host(config, "batch_size", count)
     epoch, skip = divmod(first_step, steps)
-    preprocess = _preprocess(ds_builder, config)
+    preprocess = _preprocess(ds_builder, config, ids)
 
     def batches(ds):
         return _to_numpy(ds.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
@@ -66,7 +68,8 @@ def train_batches(config, first_step: int = 0, *, process_index=None, process_co
     def streamed(epoch, skip):
         while True:
             words = _random_words(config.seed, epoch, index)
-            ds = _read(ds_builder, split, rng=words[:2], shuffle=True, shuffle_buffer_size=config.shuffle_buffer_size)
+            seed = int(words[0])
+            ds = _read(ds_builder, split, seed).shuffle(config.shuffle_buffer_size, seed=seed)
             ds = ds.enumerate().skip(skip * batch_size)
             yield from batches(ds.map(lambda i, example, words=words: (example, i, words)))
             epoch, skip = epoch + 1, 0
@@ -74,8 +77,8 @@ def train_batches(config, first_step: int = 0, *, process_index=None, process_co
     return streamed(epoch, skip)
 
 
-def eval_batches(config, split: str, *, process_index=None, process_count=None) -> Batches:
-    """Batches {'image', 'label', 'mask'} of every example once, in order, as they are.
+def eval_batches(config, split: str, *, ids=False, process_index=None, process_count=None) -> Batches:
+    """Batches {'image', 'label', 'mask'} of every example once, in order, as they are; `ids` as for training.
 
     All hosts make the same number of full batches and together hold every example once, for any size of the split.
     `mask`, bool [b], is False at the rows of zeros that fill up the end.
@@ -91,8 +94,8 @@ def eval_batches(config, split: str, *, process_index=None, process_count=None) 
     if _fits_in_memory(ds_builder):
         ds = tf.data.Dataset.from_tensor_slices(_in_memory(ds_builder.data_dir, share))
     else:
-        ds = _read(ds_builder, share, shuffle=False)
-    ds = ds.take(num_own).map(_preprocess(ds_builder, config), num_parallel_calls=tf.data.AUTOTUNE)
+        ds = _read(ds_builder, share)
+    ds = ds.take(num_own).map(_preprocess(ds_builder, config, ids), num_parallel_calls=tf.data.AUTOTUNE)
     ds = deterministic_data.pad_dataset(ds, batch_dims=[batch_size], pad_up_to_batches=num_batches, cardinality=num_own)
     return _to_numpy(ds, batch_size)
 
@@ -125,6 +128,13 @@ def completed(config):
 def class_names(config) -> list[str]:
     """The dataset's class names by label: ImageNet's readable ones for its ids; numbers where there are no names."""
     return imagenet.readable(builder(config).info.features["label"].names)
+
+
+def fingerprint(config) -> str:
+    """What identifies the prepared data: the dataset's full name, version included, and how many examples it has."""
+    ds_builder = builder(config)
+    sizes = {name: split.num_examples for name, split in sorted(ds_builder.info.splits.items())}
+    return f"{ds_builder.info.full_name} {sizes}"
 
 
 def evaluation_image(config, encoded: bytes) -> np.ndarray:
@@ -233,28 +243,33 @@ def _fits_in_memory(ds_builder):
 
 @functools.lru_cache(maxsize=8)
 def _in_memory(directory, split):
-    """All of `split`, {'image': string [n], 'label': int64 [n]}, the images undecoded."""
-    ds = _read(tfds.builder_from_directory(directory), split, shuffle=False)
-    ds = ds.map(lambda example: {"image": example["image"], "label": example["label"]})
+    """All of `split`, {'image': string [n], 'label': int64 [n], 'tfds_id': string [n]}, the images undecoded."""
+    ds = _read(tfds.builder_from_directory(directory), split)
+    ds = ds.map(lambda example: {name: example[name] for name in ("image", "label", "tfds_id")})
     return ds.batch(ds.cardinality()).get_single_element()
 
 
-def _read(ds_builder, split, **kwargs):
-    """Dataset of the undecoded examples of `split`, once."""
+def _read(ds_builder, split, seed=None):
+    """Dataset of the undecoded examples of `split`, once; its files shuffled if there is a seed."""
+    read_config = tfds.ReadConfig(shuffle_seed=seed, add_tfds_id=True)
     decoders = {"image": tfds.decode.SkipDecoding()}
-    return deterministic_data.create_dataset(ds_builder, split=split, decoders=decoders, num_epochs=1, **kwargs)
+    return ds_builder.as_dataset(
+        split=split, shuffle_files=seed is not None, read_config=read_config, decoders=decoders
+    )
 
 
-def _preprocess(ds_builder, config):
+def _preprocess(ds_builder, config, ids=False):
     """Function of an undecoded example and, for training, its index in the epoch and the epoch's random words."""
     amounts = config.augment
     feature = ds_builder.info.features["image"]
 
     @tf.function  # Traced once, not again for every epoch.
     def preprocess(example, index=None, words=None):
+        row = {"label": tf.cast(example["label"], tf.int32)}
+        if ids:
+            row["id"] = example["tfds_id"]
         if words is None:
-            image = _centre(config, feature, example["image"])
-            return {"image": image, "label": tf.cast(example["label"], tf.int32)}
+            return {"image": _centre(config, feature, example["image"]), **row}
         # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
         seeds = [tf.stack([words[i], index]) for i in range(1, 6)]
         if amounts.crop:
@@ -271,7 +286,7 @@ def _preprocess(ds_builder, config):
             )
         if amounts.erasing:
             image = autoaugment.random_erasing(image, seeds[4], probability=amounts.erasing)
-        return {"image": image, "label": tf.cast(example["label"], tf.int32)}
+        return {"image": image, **row}
 
     return preprocess
 

@@ -1,0 +1,227 @@
+"""`basisnet predict`: what evaluation would answer, by the stage that the threshold says, at that stage's cost."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from basisnet_jax import basisnet, checkpoint, cli, early_exit, evaluate, madds, runs
+from basisnet_jax.data import folder, pipeline
+from basisnet_jax.errors import UserError
+
+STEP = 3
+
+
+def make_run(config, workdir):
+    """A workdir with weights so random that heads and images are of different opinions."""
+    functions = basisnet.functional(basisnet.create(config))
+    random = np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: leaf + random.normal(0, 0.6, leaf.shape).astype(leaf.dtype), functions.params)
+    state = {"params": functions.params, "batch_stats": functions.batch_stats}
+    state |= {"ema_params": params, "ema_batch_stats": functions.batch_stats}
+    runs.claim(cli.resolve(config), str(workdir))
+    with checkpoint.manager(str(workdir), keep=1) as checkpoints:
+        checkpoint.save(checkpoints, STEP, state)
+    return str(workdir)
+
+
+@pytest.fixture(scope="module")
+def config(tiny, data_dir):
+    return tiny(data_dir=data_dir)
+
+
+@pytest.fixture(scope="module")
+def digits(config, tmp_path_factory):
+    """Files of the first digits of the test split as the data set has them, and their pixels as evaluation has them."""
+    examples = tfds.as_numpy(pipeline.builder(config).as_dataset(split="test"))
+    root = tmp_path_factory.mktemp("digits")
+    paths = [str(root / f"{i}.png") for i in range(8)]
+    for path, example in zip(paths, examples, strict=False):
+        PIL.Image.fromarray(example["image"][..., 0]).save(path)
+    return paths, next(pipeline.eval_batches(config, "test"))["image"][: len(paths)]
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    return make_run(config, tmp_path_factory.mktemp("basisnet"))
+
+
+@pytest.fixture(scope="module")
+def static_workdir(tiny, tmp_path_factory):
+    """A plain network on three channels."""
+    return make_run(tiny(model="static", channels=3, eval_crop=0.8), tmp_path_factory.mktemp("static"))
+
+
+@pytest.fixture
+def predict(capsys):
+    """`predict(workdir, *argv)`: the objects that the command prints with --json, and the lines on stderr."""
+
+    def run(workdir, *argv, code=0):
+        assert cli.main(["predict", f"--workdir={workdir}", "--json", *map(str, argv)]) == code
+        out, err = capsys.readouterr()
+        return [json.loads(line) for line in out.splitlines()], err.splitlines()
+
+    return run
+
+
+def by_evaluation(workdir, images):
+    """[(label, confidence)] of the preview and of the final head for images as evaluation has them, in one batch."""
+    run = runs.load(workdir)
+    evaluated = jax.jit(run.functions.evaluate)
+    outputs = evaluated(run.params, run.batch_stats, evaluate.normalize(images, run.config))
+    heads = [np.asarray(logits) for logits in (outputs.preview_logits, outputs.logits) if logits is not None]
+    return [(np.argmax(logits, -1), np.asarray(early_exit.confidence(logits))) for logits in heads]
+
+
+def costs(workdir):
+    config = runs.load_config(workdir)
+    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    return {"preview": madds.preview_only(items), "specialist": madds.total(items), "network": madds.total(items)}
+
+
+def test_a_file_is_seen_as_evaluation_sees_it(config, digits):
+    paths, images = digits
+    seen = [pipeline.evaluation_image(config, folder.encode(pathlib.Path(path))) for path in paths]
+    np.testing.assert_array_equal(seen, images)
+
+
+@pytest.mark.parametrize(("threshold", "stage"), [(0, "preview"), (1.1, "specialist")])
+def test_the_answer_is_that_of_evaluation(predict, workdir, digits, threshold, stage):
+    paths, images = digits
+    rows, _ = predict(workdir, *paths, f"--threshold={threshold}")
+    labels, confidences = by_evaluation(workdir, images)[stage == "specialist"]
+    assert len(set(labels)) > 1 and np.ptp(confidences) > 0.01
+    assert [list(row) for row in rows] == [["file", "label", "confidence", "stage", "madds"]] * len(paths)
+    assert [row["file"] for row in rows] == paths
+    assert [row["label"] for row in rows] == [str(label) for label in labels]
+    np.testing.assert_allclose([row["confidence"] for row in rows], confidences, rtol=1e-4)
+    assert [(row["stage"], row["madds"]) for row in rows] == [(stage, costs(workdir)[stage])] * len(paths)
+
+
+def test_the_specialist_runs_only_for_images_below_the_threshold(predict, workdir, digits, monkeypatch):
+    """Runs, on the device: that it is traced, as counting its cost does, is nothing."""
+    paths, images = digits
+    executions = []
+    stage = basisnet.BasisNet.specialist_stage
+
+    def recorded(*args):
+        jax.debug.callback(lambda: executions.append(1))
+        return stage(*args)
+
+    (_, first), (_, final) = by_evaluation(workdir, images)
+    monkeypatch.setattr(basisnet.BasisNet, "specialist_stage", recorded)
+    between = float(np.sort(first)[3:5].mean())  # two images' confidences
+    for threshold in (0.0, between):
+        executions.clear()
+        rows, _ = predict(workdir, f"--threshold={threshold}", *paths)
+        jax.effects_barrier()
+        stops = first >= threshold
+        assert [row["stage"] for row in rows] == ["preview" if stop else "specialist" for stop in stops]
+        np.testing.assert_allclose([row["confidence"] for row in rows], np.where(stops, first, final), rtol=1e-4)
+        assert len(executions) == (~stops).sum()
+    assert executions
+
+
+def test_the_threshold_is_the_one_that_evaluated_the_same_step(predict, workdir, digits):
+    paths, _ = digits
+    path = pathlib.Path(workdir, "evaluation.json")
+
+    def stages(*argv):
+        return {row["stage"] for row in predict(workdir, *paths[:2], *argv)[0]}
+
+    assert stages() == {"specialist"}  # of no evaluation
+    try:
+        path.write_text(json.dumps({"step": STEP, "early_termination": {"threshold": 0.0}}))
+        assert stages() == {"preview"}
+        assert stages("--threshold=1.1") == {"specialist"}
+        path.write_text(json.dumps({"step": STEP + 1, "early_termination": {"threshold": 0.0}}))
+        assert stages() == {"specialist"}
+        path.write_text("{")
+        _, err = predict(workdir, *paths, code=2)
+        assert len(err) == 1 and str(path) in err[0]
+    finally:
+        path.unlink()
+
+
+def test_files_that_cannot_be_read_are_named_and_the_others_answered(predict, workdir, digits, tmp_path):
+    paths, _ = digits
+    text, truncated = tmp_path / "text.png", tmp_path / "truncated.jpg"
+    text.write_text("no image")
+    PIL.Image.new("RGB", (64, 64), "red").save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:400])
+    broken = [str(path) for path in (text, truncated, tmp_path / "missing.png", tmp_path)]
+    rows, err = predict(workdir, broken[0], paths[0], *broken[1:], paths[1], code=2)
+    assert [row["file"] for row in rows] == paths[:2]
+    assert len(err) == len(broken) + 1
+    for line, path in zip(err, broken, strict=False):
+        assert line.startswith(f"basisnet: {path} ")
+    assert err[-1] == "basisnet: 4 of 6 files could not be read"
+
+
+def test_odd_files_into_three_channels(predict, static_workdir, tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (24, 40), np.uint8)
+    images = {
+        "grey.png": PIL.Image.fromarray(photo),
+        "16 bits.png": PIL.Image.fromarray(photo.astype(np.uint16) * 257),
+        "opaque.png": PIL.Image.fromarray(np.stack([photo] * 3 + [np.full_like(photo, 255)], -1)),
+        "rgb.png": PIL.Image.fromarray(np.stack([photo] * 3, -1)),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name)
+    rows, _ = predict(static_workdir, *(tmp_path / name for name in images))
+    # The square at the centre, 0.8 of the shorter side, which is round(19.2) = 19 pixels.
+    config = runs.load_config(static_workdir)
+    centre = np.stack([photo[2:21, 10:29]] * 3, -1)
+    pixels = pipeline._to_uint8(pipeline._resize(config, centre)).numpy()
+    (labels, confidences), *_ = by_evaluation(static_workdir, pixels[None])
+    assert {row["label"] for row in rows} == {str(labels[0])}
+    np.testing.assert_allclose([row["confidence"] for row in rows], confidences[0], rtol=1e-4)
+    assert {(row["stage"], row["madds"]) for row in rows} == {("network", costs(static_workdir)["network"])}
+
+
+def test_names_of_the_classes(predict, static_workdir, digits):
+    paths, _ = digits
+    path = pathlib.Path(static_workdir, "classes.json")
+    numbers = [row["label"] for row in predict(static_workdir, *paths)[0]]
+    names = [f"digit {i}" for i in range(10)]
+    try:
+        runs.write_classes(static_workdir, names)
+        runs.write_classes(static_workdir, names[::-1])  # what is there stays
+        assert [row["label"] for row in predict(static_workdir, *paths)[0]] == [f"digit {i}" for i in numbers]
+        for wrong in (names[:9], [1] * 10, dict.fromkeys(names), "0123456789"):
+            path.write_text(json.dumps(wrong))
+            with pytest.raises(UserError, match=f"{path} .* 10 names"):
+                runs.load_classes(static_workdir, 10)
+        path.write_text("[")
+        _, err = predict(static_workdir, *paths, code=2)
+        assert len(err) == 1 and str(path) in err[0]
+    finally:
+        path.unlink()
+
+
+def test_table(predict, static_workdir, digits, capsys):
+    paths, _ = digits
+    rows, _ = predict(static_workdir, *paths)
+    path = pathlib.Path(static_workdir, "classes.json")
+    path.write_text(json.dumps([f"the digit {i}" for i in range(10)]))
+    try:
+        assert cli.main(["predict", paths[0], f"--workdir={static_workdir}", *paths[1:]]) == 0
+    finally:
+        path.unlink()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["file", "confidence", "stage", "MAdds", "label"]
+    for line, row in zip(lines[1:], rows, strict=True):
+        numbers = f"{row['confidence']:.4f}", row["stage"], f"{row['madds'] / 1e6:.2f}M"
+        assert line.split(maxsplit=4) == [row["file"], *numbers, f"the digit {row['label']}"]
+    for column in ("stage", "label"):
+        place = lines[0].index(column)
+        assert all(line[place - 2 : place] == "  " and line[place] != " " for line in lines)
+
+
+def test_no_images(predict, workdir):
+    rows, err = predict(workdir, code=2)
+    assert rows == [] and len(err) == 1 and "no images" in err[0]
