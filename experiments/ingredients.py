@@ -5,9 +5,10 @@
 
 The plain recipe has none of the ingredients. Each row of the table adds one of them, the last but one adds them all;
 "no preview loss" takes the joint training of both stages away instead. The difference is that to the plain recipe with
-the same seed, its spread the standard deviation over the seeds. Tiny networks, 2,000 training images of Fashion-MNIST at
-14x14 pixels and 10 epochs are chosen so that all 45 runs end within the hour on two cores: this tells that an ingredient
-works and what it does to small networks on little data; it says nothing about ImageNet. Finished runs are not repeated.
+the same seed, its spread the standard deviation over the seeds. Tiny networks, 2,000 training images of Fashion-MNIST
+at 14x14 pixels and 10 epochs are chosen so that all 45 runs end within the hour on two cores: this tells that each
+ingredient works and what it does to small networks on little data; it says nothing about ImageNet. Finished runs are
+not repeated.
 """
 
 import argparse
