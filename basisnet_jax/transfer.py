@@ -9,8 +9,8 @@ import numpy as np
 from orbax.checkpoint import tree as trees
 
 from basisnet_jax import basis, runs
-from basisnet_jax.basisnet import Functional
 from basisnet_jax.errors import UserError
+from basisnet_jax.models import Functional
 
 WRAPPERS = ("specialist", "network", "body", "layer")  # what a path has here, but not in the plain network
 

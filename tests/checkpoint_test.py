@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import basisnet, checkpoint, cli, optimizer, runs, train
+from basisnet_jax import checkpoint, cli, models, optimizer, runs, train
 from basisnet_jax.errors import UserError
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
@@ -148,7 +148,7 @@ def digits_workdir(tmp_path_factory, data_dir):
     argv = [f"--config={CONFIG}", f"--config.data_dir={data_dir}"]
     config = cli.resolve(cli.parse(argv, "config").config)
     runs.claim(config, str(workdir))
-    model = basisnet.functional(basisnet.create(config))
+    model = models.functional(models.create(config))
     state = jax.jit(train.create_state, static_argnums=2)(
         model.params, model.batch_stats, optimizer.create(config.optimizer, 1e-3)
     )

@@ -3,13 +3,13 @@
 import importlib
 import pathlib
 
-import basisnet_jax.configs
 import jax
 import pytest
-from basisnet_jax.configs import default
 from flax import nnx
 
-from basisnet_jax import basisnet, evaluate, madds
+import basisnet_jax.configs
+from basisnet_jax import evaluate, madds, models
+from basisnet_jax.configs import default
 
 # (config, argument): parameters, multiply-adds
 PINNED = {
@@ -31,7 +31,7 @@ def test_every_config_is_pinned():
 @pytest.mark.parametrize(("name", "arg"), PINNED)
 def test_parameters_and_multiply_adds(name, arg):
     config = importlib.import_module(f"basisnet_jax.configs.{name}").get_config(arg)
-    model = basisnet.create_abstract(config)
+    model = models.create_abstract(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     cost = madds.total(madds.count(model, evaluate.image_shape(config)))
     assert (parameters, cost) == PINNED[name, arg]
