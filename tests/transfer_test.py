@@ -101,6 +101,14 @@ def test_other_classes_start_anew_and_misfits_are_named(tiny, tmp_path):
             transfer.initialized(config, models.functional(models.create(config)))
 
 
+def test_what_the_weights_are_used_to_is_told(tiny, tmp_path, caplog):
+    saved(tiny(model="static"), tmp_path / "static")
+    config = cli.resolve(tiny(init_from=str(tmp_path / "static"), **{"network.padding": "symmetric"}))
+    initialized(config)
+    [told] = [record.getMessage() for record in caplog.records if "are used to" in record.getMessage()]
+    assert told.endswith("its weights are used to --config.network.padding=same")
+
+
 def test_training_starts_there_and_goes_on_without_it(tiny, tmp_path, data_dir):
     """At learning rate 0 a run ends with what it started with; a resumed run does not need `init_from` any more."""
     static = tiny(model="static", data_dir=data_dir)
