@@ -103,36 +103,30 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like):
         ) from error
 
 
-def restore_newest(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object]:
-    """The newest checkpoint that is whole, as (step, state); (0, `like`) where there is none at all.
+def set_damaged_aside(workdir: str) -> None:
+    """Moves damaged checkpoints that are newer than the newest whole one to `workdir`/damaged, each with a warning.
 
-    Damaged ones are named in a warning and moved aside, to "damaged" beside the checkpoints.
+    To be called before `manager`, by a run that is alone in its workdir.
 
     Raises:
-      UserError: there are checkpoints, but none of them is whole; or they are of another model.
+      UserError: there are checkpoints, but none of them is whole.
     """
-    steps = sorted(checkpoints.all_steps(), reverse=True)
-    for step in steps:
-        if reason := damage(checkpoints.directory / str(step)):
-            logging.warning("checkpoint %s is damaged (%s); going back to the one before it", step, reason)
-            continue
-        for newer in steps[: steps.index(step)]:
-            put_aside(checkpoints, newer)
-        return step, restore(checkpoints, step, like)
-    if steps:
-        raise UserError(f"all checkpoints in {checkpoints.directory} are damaged: {', '.join(map(str, steps))}")
-    return 0, like
-
-
-def put_aside(checkpoints: ocp.CheckpointManager, step: int) -> None:
-    """Moves a damaged checkpoint out of the way of the one that will be saved at its step again."""
     if jax.process_index() == 0:
-        aside = pathlib.Path(checkpoints.directory).parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        number = sum(1 for _ in aside.glob(f"{step}-*"))
-        os.rename(checkpoints.directory / str(step), aside / f"{step}-{number}")
-    multihost_utils.sync_global_devices("put aside")
-    checkpoints.reload()
+        folder = pathlib.Path(directory(workdir))
+        steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+        damaged = {}
+        for step in steps:
+            if not (reason := damage(folder / str(step))):
+                break
+            damaged[step] = reason
+        if damaged and len(damaged) == len(steps):
+            raise UserError(f"all checkpoints in {folder} are damaged ({damaged[steps[0]]}): nothing to go on from")
+        for step, reason in damaged.items():
+            logging.warning("checkpoint %s/%d is damaged (%s): going back to the one before it", folder, step, reason)
+            aside = folder.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            os.rename(folder / str(step), aside / f"{step}-{len(list(aside.glob(f'{step}-*')))}")
+    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
 def write_checksums(folder: str) -> None:
@@ -163,19 +157,20 @@ def damage(folder: pathlib.Path) -> str | None:
     except ValueError:
         return "checksums.json cannot be read"
     found = checksums(folder)
-    return next((f"{name} has changed" for name in expected if found.get(name) != expected[name]), None)
+    return next((f"{name} is not what was written" for name in expected if found.get(name) != expected[name]), None)
 
 
 def pick(checkpoints: ocp.CheckpointManager, which: str | int | None = None) -> int:
-    """The step meant by "best", a number, or None for the newest."""
+    """The step meant by "best", a number, or None for the newest; its files are whole."""
     newest = checkpoints.latest_step()
     if newest is None:
         raise UserError(f"no checkpoint in {checkpoints.directory}: train first")
-    if which is None:
-        return newest
-    if which == "best":
-        return checkpoints.best_step() or newest
-    try:
-        return int(which)
-    except ValueError:
-        raise UserError(f'--checkpoint={which!r}, expected a step or "best"') from None
+    if which in (None, "best"):
+        step = newest if which is None else checkpoints.best_step() or newest
+    elif str(which).isdigit():
+        step = int(which)
+    else:
+        raise UserError(f'--checkpoint={which!r}, expected a step or "best"')
+    if reason := damage(pathlib.Path(checkpoints.directory) / str(step)):
+        raise UserError(f"checkpoint {checkpoints.directory}/{step} is damaged ({reason})")
+    return step

@@ -65,11 +65,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     # However it ends, what was saved and logged until then is on disk.
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.locked(workdir))
+        checkpoint.set_damaged_aside(workdir)
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, config.keep_checkpoints)))
         create = partial(create_state, tx=tx)
         shardings = partition.of_state(jax.eval_shape(create, functions.params, functions.batch_stats), mesh)
         state = jax.jit(create, out_shardings=shardings)(functions.params, functions.batch_stats)
-        first_step, state = checkpoint.restore_newest(checkpoints, state)
+        first_step = checkpoints.latest_step() or 0
+        if first_step:
+            state = checkpoint.restore(checkpoints, first_step, state)
         if first_step >= total_steps:
             return finished_report(config, workdir, functions, state, first_step)
         print_overview(config, workdir, model, total_steps, first_step)

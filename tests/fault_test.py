@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(flags, tmp_pat
     process = start(tmp_path / "run", *flags)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert f"checkpoint {newest} is damaged ({file.relative_to(folder)} has changed)" in output
+    assert f"checkpoints/{newest} is damaged ({file.relative_to(folder)} is not what was written)" in output
     assert f"going on after step {before}" in output
     after = faults.state(tmp_path / "run")
     assert all(np.array_equal(whole[path], after[path]) for path in whole)

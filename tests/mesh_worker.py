@@ -61,7 +61,8 @@ def main(variant: str, config_file: str, output: str) -> None:
             checkpoint.save(checkpoints, 1, state)
     elif variant.startswith("restore:"):  # and save again, for the next mesh
         with checkpoint.manager(variant.removeprefix("restore:"), keep=3) as checkpoints:
-            before, state = checkpoint.restore_newest(checkpoints, state)
+            before = checkpoints.latest_step()
+            state = checkpoint.restore(checkpoints, before, state)
             checkpoint.save(checkpoints, before + 1, state)
             checkpoints.wait_until_finished()
     if variant != "evaluate":
