@@ -20,9 +20,16 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from basisnet_jax import conv as conv_lib
 from basisnet_jax import initializers
+
+MIXED_KERNELS = "mixed kernels"  # the name under which a checkpoint policy finds them
+
+# Policy of `jax.checkpoint`: the backward pass mixes the kernels of every example again, all else is kept. What it
+# costs is the mixing, N multiply-adds a weight and example; what it saves is a network's weights for every example.
+all_but_mixed_kernels = jax.checkpoint_policies.save_anything_except_these_names(MIXED_KERNELS)
 
 
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
@@ -50,7 +57,7 @@ class BasisLayer(nnx.Module):
         layer = self.layer
         bias = None if layer.bias is None else layer.bias[...]
         x, kernels_N, bias = layer.promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)
-        return x, mix(self.coefficients, kernels_N), bias
+        return x, checkpoint_name(mix(self.coefficients, kernels_N), MIXED_KERNELS), bias
 
 
 class BasisConv(BasisLayer):

@@ -4,18 +4,13 @@ The form of the coefficients (one softmax over the bases for each layer) is our 
 assumption; sigmoid, temperature and one vector for all layers are here to be compared with it.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 
-from basisnet_jax import basis, coefficients, initializers, networks
-from basisnet_jax.errors import UserError
-
-COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for the models
+from basisnet_jax import basis, coefficients, initializers
 
 
 class Outputs(NamedTuple):
@@ -97,88 +92,8 @@ class BasisNet(nnx.Module):
         return Outputs(self.specialist_stage(images, coefficients_BKN), preview_logits, coefficients_BKN)
 
 
-def create(config: ml_collections.ConfigDict) -> nnx.Module:
-    """The model that a config describes: a `BasisNet`, a `baselines.Routed`, or "static" the plain `config.network`."""
-    for field, known in (("model", ("basisnet", "routed", "static")), ("dtype", ("float32", "bfloat16"))):
-        if config[field] not in known:
-            raise UserError(f"config.{field}={config[field]!r}, expected one of {', '.join(known)}")
-    common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
-    rngs = nnx.Rngs(config.seed)
-    network = networks.create(**config.network, **common, rngs=rngs)
-    if config.model == "static":
-        return network
-    of_coefficients = {name: config.coefficients[name] for name in COEFFICIENT_FIELDS}
-    try:
-        chosen = basis.matching(config.basis.layers)
-        network = basis.with_bases(network, config.basis.num_bases, where=chosen, rngs=rngs)
-        if config.model == "routed":
-            from basisnet_jax import baselines
-
-            units = basis.matching(config.routing.units)
-            return baselines.routed(network, units, hidden=config.routing.hidden, **of_coefficients, rngs=rngs)
-        preview = dict(config.preview)
-        preview_size = preview.pop("image_size")
-        preview = networks.create(**preview, **common, rngs=rngs)
-        shared = config.coefficients.shared
-        return BasisNet(network, preview, preview_size=preview_size, shared=shared, **of_coefficients, rngs=rngs)
-    except ValueError as error:  # of these, all are about what the config gave
-        raise UserError(f"config.basis, config.coefficients or config.routing: {error}") from error
-
-
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Images [B, H, W, C] at [B, size, size, C], bilinear with antialiasing; costs no multiply-adds we count."""
     if images.shape[1:3] == (size, size):
         return images
     return jax.image.resize(images, (images.shape[0], size, size, images.shape[-1]), "bilinear")
-
-
-class Functional(NamedTuple):
-    """A model as plain data and pure functions of it, which is what training, evaluation and checkpoints see."""
-
-    params: dict
-    batch_stats: dict
-    train: Callable  # (params, batch_stats, images, key, temperature=None) -> (Outputs, new batch_stats)
-    evaluate: Callable  # (params, batch_stats, images) -> Outputs
-
-
-def functional(model: nnx.Module) -> Functional:
-    """Splits a model; all its randomness in training (dropout) follows from the key given to `train`.
-
-    A `temperature` given to `train` stands in for that of the coefficients.
-    """
-    model.train()
-    train_graph, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    model.eval()
-    eval_graph = nnx.graphdef(model)
-
-    def outputs(model, images):
-        result = model(images)
-        return result if isinstance(result, Outputs) else Outputs(result)
-
-    def train(params, batch_stats, images, key, temperature=None):
-        fresh = nnx.State(params), nnx.State(batch_stats), _reseeded(rest, key)
-        model = nnx.merge(train_graph, *fresh, copy=True)
-        if temperature is not None:
-            model.set_attributes(temperature=temperature, raise_if_not_found=False)
-        return outputs(model, images), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-    def evaluate(params, batch_stats, images):
-        model = nnx.merge(eval_graph, nnx.State(params), nnx.State(batch_stats), rest, copy=True)
-        return outputs(model, images)
-
-    return Functional(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), train, evaluate)
-
-
-def _reseeded(rest: nnx.State, key: jax.Array) -> nnx.State:
-    """The state with every random key in it replaced by one that follows from `key`."""
-    leaves, tree = jax.tree.flatten(rest)
-    keys = [
-        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(tree, keys)
-
-
-def create_abstract(config: ml_collections.ConfigDict) -> nnx.Module:
-    """The model of a config with shapes in place of arrays: costs no memory, for counting."""
-    return nnx.eval_shape(lambda: create(config))

@@ -4,12 +4,16 @@ The data position is the step itself: the batch of step t is a function of (conf
 at step t goes on with the batch it would have seen (`data.pipeline.train_batches(config, first_step=t)`).
 """
 
+import hashlib
 import json
 import os
 import pathlib
+from functools import partial
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from basisnet_jax.errors import UserError
@@ -34,7 +38,12 @@ def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
             ]
         )
         # A killed run leaves its unfinished save behind under a temporary name; the next run removes it.
-        options = ocp.CheckpointManagerOptions(best_fn=top1, preservation_policy=policy, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=top1,
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=partial(write_checksums, directory(workdir))),
+        )
     handler = ocp.PyTreeCheckpointHandler()
     try:
         return ocp.CheckpointManager(directory(workdir), item_handlers=handler, options=options)
@@ -94,16 +103,74 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like):
         ) from error
 
 
+def set_damaged_aside(workdir: str) -> None:
+    """Moves damaged checkpoints that are newer than the newest whole one to `workdir`/damaged, each with a warning.
+
+    To be called before `manager`, by a run that is alone in its workdir.
+
+    Raises:
+      UserError: there are checkpoints, but none of them is whole.
+    """
+    if jax.process_index() == 0:
+        folder = pathlib.Path(directory(workdir))
+        steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+        damaged = {}
+        for step in steps:
+            if not (reason := damage(folder / str(step))):
+                break
+            damaged[step] = reason
+        if damaged and len(damaged) == len(steps):
+            raise UserError(f"all checkpoints in {folder} are damaged ({damaged[steps[0]]}): nothing to go on from")
+        for step, reason in damaged.items():
+            logging.warning("checkpoint %s/%d is damaged (%s): going back to the one before it", folder, step, reason)
+            aside = folder.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            os.rename(folder / str(step), aside / f"{step}-{len(list(aside.glob(f'{step}-*')))}")
+    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+
+
+def write_checksums(folder: str) -> None:
+    """Lists the SHA-256 of each file of the checkpoint that is about to get its final name, in `checksums.json`.
+
+    Orbax calls this when all is written and the folder still has a temporary name; the list comes into place with it.
+    """
+    if jax.process_index() == 0:
+        [unfinished] = pathlib.Path(folder).glob("*.orbax-checkpoint-tmp*")
+        (unfinished / "checksums.json").write_text(json.dumps(checksums(unfinished), indent=1))
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 by file, but for Orbax's own note on the checkpoint, which it still changes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("_CHECKPOINT_METADATA", "checksums.json")
+    }
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None. One without checksums is taken as it is."""
+    try:
+        expected = json.loads((folder / "checksums.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return "checksums.json cannot be read"
+    found = checksums(folder)
+    return next((f"{name} is not what was written" for name in expected if found.get(name) != expected[name]), None)
+
+
 def pick(checkpoints: ocp.CheckpointManager, which: str | int | None = None) -> int:
-    """The step meant by "best", a number, or None for the newest."""
+    """The step meant by "best", a number, or None for the newest; its files are whole."""
     newest = checkpoints.latest_step()
     if newest is None:
         raise UserError(f"no checkpoint in {checkpoints.directory}: train first")
-    if which is None:
-        return newest
-    if which == "best":
-        return checkpoints.best_step() or newest
-    try:
-        return int(which)
-    except ValueError:
-        raise UserError(f'--checkpoint={which!r}, expected a step or "best"') from None
+    if which in (None, "best"):
+        step = newest if which is None else checkpoints.best_step() or newest
+    elif str(which).isdigit():
+        step = int(which)
+    else:
+        raise UserError(f'--checkpoint={which!r}, expected a step or "best"')
+    if reason := damage(pathlib.Path(checkpoints.directory) / str(step)):
+        raise UserError(f"checkpoint {checkpoints.directory}/{step} is damaged ({reason})")
+    return step

@@ -42,11 +42,11 @@ def evaluate(argv: list[str]) -> None:
 def madds(argv: list[str]) -> None:
     """basisnet madds --config=FILE[:args] [--json] [--share=0.35]"""
     parsed = parse(argv, "config", json=False, share="0.35")
-    from basisnet_jax import basisnet, evaluate, madds
+    from basisnet_jax import evaluate, madds, models
     from basisnet_jax.data import pipeline
 
     config = pipeline.completed(resolve(parsed.config))
-    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
     share = number("share", parsed.share)
     print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
 

@@ -110,7 +110,7 @@ def predict(config, teacher: Teacher) -> dict[str, np.ndarray]:
     """{"ids": bytes [n], "logits": float16 [n, classes]} of the plain images of `config.train_split`."""
     count = pipeline.num_examples(config, config.train_split)
     print(f"computing the predictions of the teacher in {teacher.name} on {count} images, once", flush=True)
-    mesh = partition.create_mesh(config.eval_batch_size)
+    mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     weights = jax.device_put(teacher.weights, partition.replicated(mesh))
     step = jax.jit(lambda weights, images: teacher.logits(weights, images.astype(jnp.float32)).astype(jnp.float16))
     gathered = []

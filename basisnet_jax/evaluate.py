@@ -11,9 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from basisnet_jax import basisnet, checkpoint, early_exit, losses, madds, partition, plots
-from basisnet_jax.basisnet import Functional
+from basisnet_jax import checkpoint, early_exit, losses, madds, models, partition, plots
 from basisnet_jax.data import pipeline
+from basisnet_jax.models import Functional
 
 
 def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
@@ -25,9 +25,9 @@ def evaluate(config, workdir: str, which: str | None = None, threshold: float | 
       which: a step, "best" (on the validation split), or None for the newest.
       threshold: at which the preview's confidence ends inference; None chooses it on the validation split.
     """
-    model = basisnet.create(config)
-    functions = basisnet.functional(model)
-    mesh = partition.create_mesh(config.eval_batch_size)
+    model = models.create(config)
+    functions = models.functional(model)
+    mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     state = {
         "params": functions.params,
         "batch_stats": functions.batch_stats,
@@ -45,7 +45,7 @@ def write_report(config, workdir: str, functions: Functional, state, step: int, 
     per_example = make_per_example(config, functions, mesh)
     averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
     raw = per_example(state["params"], state["batch_stats"], config.test_split)
-    items = madds.count(basisnet.create_abstract(config), image_shape(config))
+    items = madds.count(models.create_abstract(config), image_shape(config))
     report = {
         **summarize(averaged),
         "madds": madds.total(items),

@@ -1,17 +1,57 @@
-"""The mesh, and where arrays live on it: batches split over the "data" axis, the state on every device."""
+"""The mesh, and where arrays live on it.
+
+Two axes, "data" and "fsdp". Every batch is split over both. The state is copied along "data" and split along "fsdp":
+
+    1. An array of fewer than 2^14 elements is on every device: splitting it would save less than gathering it costs.
+    2. A larger one is split along its largest axis that the number of fsdp devices divides.
+    3. One with no such axis is on every device.
+
+The rules see nothing but shapes, so the params, averages and moments of one kernel lie alike, and a bank of bases
+[N, h, w, I, O] is no special case. With one fsdp device, the default, all of the state is on every device.
+"""
+
+import collections
+import os
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from basisnet_jax.errors import UserError
 
+SMALLEST = 2**14  # elements
 
-def create_mesh(batch_size: int) -> Mesh:
-    """All devices of all processes along "data"; they must divide the global batch."""
-    if batch_size % jax.device_count():
-        raise UserError(f"batch size {batch_size} is no multiple of the {jax.device_count()} devices")
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the processes of a run, where there are several: to be called before anything else touches a device.
+
+    On Cloud TPU, SLURM and GKE JAX finds the others by itself; elsewhere the three arguments say who they are.
+    """
+    given = (coordinator, processes, process)
+    if any(value is not None for value in given) and None in given:
+        raise UserError("--coordinator=HOST:PORT, --processes=N and --process=I must be given together")
+    of_cluster = int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if coordinator is None and not of_cluster:
+        return
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        # A process that dies is missed after so many seconds, and then all the others stop.
+        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=30)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this run did not come together: {str(error).splitlines()[0]}") from error
+
+
+def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
+    """All devices of all processes as [data, fsdp]; they must divide the global batch. `fsdp=0` stands for all."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise UserError(f"batch size {batch_size} is no multiple of the {devices} devices")
+    fsdp = fsdp or devices
+    if devices % fsdp:
+        raise UserError(f"config.fsdp={fsdp} does not divide the {devices} devices")
+    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -19,10 +59,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def of_state(state, mesh: Mesh):
+    """The sharding of each array of a pytree (arrays or their shapes), by the rules above."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh.shape["fsdp"])), state)
+
+
+def _spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
+    axes = [axis for axis, size in enumerate(shape) if size % devices == 0]
+    if devices == 1 or np.prod(shape) < SMALLEST or not axes:
+        return PartitionSpec()
+    split = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == split else None for axis in range(len(shape))))
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch as global arrays split over the mesh."""
     sharding = over_batch(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def on_device(batches: Iterable[dict], mesh: Mesh, ahead: int = 2) -> Iterator[dict]:
+    """The batches as `global_batch`, sent to the devices `ahead` of their use: copying overlaps with computing."""
+    queue = collections.deque()
+    for batch in batches:
+        queue.append(global_batch(batch, mesh))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue

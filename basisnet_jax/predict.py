@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basisnet, early_exit, evaluate, madds, runs
+from basisnet_jax import early_exit, evaluate, madds, models, runs
 from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.data import folder, pipeline
 from basisnet_jax.errors import UserError
@@ -66,7 +66,7 @@ def make_answer(run: runs.Run, threshold: float) -> Callable[[np.ndarray], tuple
     answers as "network".
     """
     config, model = run.config, run.model
-    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
 
     def best(logits):
         return logits.argmax(-1)[0], early_exit.confidence(logits)[0]

@@ -4,8 +4,12 @@ the order of the labels), `metrics.jsonl`, TensorBoard events.
 `load` reads a finished or imported run back: its config, its model and its averaged weights.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,9 +17,9 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import basisnet, checkpoint
-from basisnet_jax.basisnet import Functional
+from basisnet_jax import checkpoint, models
 from basisnet_jax.errors import UserError
+from basisnet_jax.models import Functional
 
 
 class Run(NamedTuple):
@@ -36,8 +40,8 @@ def load(workdir: str, which: str | None = None) -> Run:
       UserError: no run or no such checkpoint is there, or it cannot be read.
     """
     config = load_config(workdir)
-    model = basisnet.create(config)
-    functions = basisnet.functional(model)
+    model = models.create(config)
+    functions = models.functional(model)
     like = {"ema_params": functions.params, "ema_batch_stats": functions.batch_stats}
     with checkpoint.manager(workdir) as checkpoints:
         step = checkpoint.pick(checkpoints, which)
@@ -82,6 +86,28 @@ def load_classes(workdir: str, num_classes: int) -> list[str]:
     if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is no JSON list of {num_classes} names, which is the number of classes")
     return names
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Refuses a second run in the same workdir while this one lasts.
+
+    The system drops the lock when the process ends, however it ends: what a killed run leaves is an unlocked file.
+    """
+    if jax.process_index() > 0:
+        yield
+        return
+    path = os.path.join(workdir, "lock")
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"workdir {workdir} is in use by {file.read().strip() or 'another run'}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:

@@ -6,11 +6,12 @@ and coefficients that sum to one, the new network's final logits are those of th
 
 import jax
 import numpy as np
+from absl import logging
 from orbax.checkpoint import tree as trees
 
 from basisnet_jax import basis, runs
-from basisnet_jax.basisnet import Functional
 from basisnet_jax.errors import UserError
+from basisnet_jax.models import Functional
 
 WRAPPERS = ("specialist", "network", "body", "layer")  # what a path has here, but not in the plain network
 
@@ -30,10 +31,20 @@ def initialized(config, functions: Functional) -> Functional:
 
 def _filled(functions: Functional, workdir: str, prefix: tuple[str, ...], config) -> Functional:
     run = runs.load(workdir)
+    if differing := _differing(run.config, config, "preview" if prefix else "network"):
+        logging.warning("init_from %s: its weights are used to %s", workdir, " ".join(differing))
     params, filled = _fill(functions.params, run.params, workdir, prefix, config)
     batch_stats, _ = _fill(functions.batch_stats, run.batch_stats, workdir, prefix, config)
     print(f"{filled} of {len(jax.tree.leaves(functions.params))} parameter arrays start as those in {workdir}")
     return functions._replace(params=params, batch_stats=batch_stats)
+
+
+def _differing(theirs, ours, network: str) -> list[str]:
+    """What changes the result of the same weights and is set otherwise there, as flags that would set it so here."""
+    pairs = [(field, theirs[field], ours[field]) for field in ("mean", "stddev")]
+    fields = ("padding", "epsilon")
+    pairs += [(f"{network}.{field}", theirs.network[field], ours[network][field]) for field in fields]
+    return [f"--config.{name}={given}" for name, given, here in pairs if given != here]
 
 
 def _fill(ours: dict, theirs: dict, workdir: str, prefix: tuple[str, ...], config) -> tuple[dict, int]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basisnet, checkpoint, runs
+from basisnet_jax import checkpoint, models, runs
 from basisnet_jax.configs import default
 from basisnet_jax.data import imagenet
 from basisnet_jax.errors import UserError
@@ -50,7 +50,7 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
         origin = "tensorflow" if tensorflow else "pytorch"
         print(f"taking {path} as trained in {origin}, by the names of file and arrays; --origin says otherwise")
     config = static_config(network, state_dict, origin)
-    params, batch_stats = convert(state_dict, basisnet.create_abstract(config))
+    params, batch_stats = convert(state_dict, models.create_abstract(config))
     runs.claim(config, workdir)
     if config.num_classes == 1000:
         runs.write_classes(workdir, imagenet.class_names())

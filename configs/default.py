@@ -103,6 +103,14 @@ def get_config(arg=""):
     config.optimizer.epsilon = 1e-3
     config.ema_decay = 0.9999  # of params and batch statistics, warmed up as min(decay, (1 + t) / (10 + t))
 
+    # Devices and memory.
+    config.fsdp = 1  # devices over which params, averages and moments are split; the others hold copies. 0: all devices
+    # Batch statistics are of the global batch, on however many devices, so that a run's result does not depend on
+    # their number. n > 1: of each of n equal parts of the batch, as on n devices that do not talk to each other.
+    config.batch_norm_groups = 1
+    config.accumulate = 1  # passes that share a batch; only one share's activations are in memory at a time
+    config.remat_kernels = False  # the backward pass mixes the kernels of all examples again, instead of keeping them
+
     # Early termination: the threshold is chosen on the validation split.
     config.max_drop = 0.003  # the top-1, as a fraction, that the chosen threshold may cost
 

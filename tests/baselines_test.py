@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import baselines, basis, basisnet, madds, networks
+from basisnet_jax import baselines, basis, madds, models, networks
 from basisnet_jax.errors import UserError
 
 N = 3
@@ -109,8 +109,8 @@ def test_of_a_config(tiny):
     config = config_of(
         tiny, **{"coefficients.activation": "softmax", "coefficients.dropout": 0.5, "routing.hidden": 0.5}
     )
-    model = basisnet.create(config)
-    functions = basisnet.functional(model)
+    model = models.create(config)
+    functions = models.functional(model)
     x = jax.random.normal(jax.random.key(0), (8, 16, 16, 1))
 
     @jax.jit
@@ -138,12 +138,12 @@ def test_a_config_whose_units_leave_a_layer_out(tiny):
     config = config_of(tiny)
     config.routing.units = "head"
     with pytest.raises(UserError, match=r"config.routing: .* in no module that routes"):
-        basisnet.create(config)
+        models.create(config)
 
 
 def test_multiply_adds_of_routing(tiny):
     """The router and mixing on top of the static network's own."""
-    routed_, static = (basisnet.create_abstract(config_of(tiny)), basisnet.create_abstract(tiny(model="static")))
+    routed_, static = (models.create_abstract(config_of(tiny)), models.create_abstract(tiny(model="static")))
     parts = madds.summary(madds.count(routed_, (16, 16, 1)))
     assert parts.pop("network") == madds.total(madds.count(static, (16, 16, 1)))
     layers = basis.basis_layers(routed_).values()

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis, basisnet
+from basisnet_jax import basis, basisnet, models
 from basisnet_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return basisnet.create(tiny())
+    return models.create(tiny())
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_permuting_the_batch_permutes_all_outputs(model, images):
 
 def test_kinds_of_coefficients(tiny, images):
     def coefficients(**overrides):
-        model = basisnet.create(tiny(**overrides))
+        model = models.create(tiny(**overrides))
         model.eval()
         model.coefficient_head.kernel[...] *= 100
         return model(images).coefficients
@@ -60,7 +60,7 @@ def test_kinds_of_coefficients(tiny, images):
 
 def test_the_preview_sees_its_own_resolution(tiny, images):
     seen = {}
-    model = basisnet.create(tiny())
+    model = models.create(tiny())
     model.eval()
     features = model.preview.features
     model.preview.features = lambda x: seen.update(shape=x.shape) or features(x)
@@ -69,7 +69,7 @@ def test_the_preview_sees_its_own_resolution(tiny, images):
 
 
 def test_functional_form(tiny, images):
-    functions = basisnet.functional(basisnet.create(tiny(**{"network.dropout": 0.5})))
+    functions = models.functional(models.create(tiny(**{"network.dropout": 0.5})))
     params, stats = functions.params, functions.batch_stats
     train = jax.jit(functions.train)
     outputs, new_stats = train(params, stats, images, jax.random.key(0))
@@ -85,21 +85,21 @@ def test_functional_form(tiny, images):
 
 def test_the_seed_decides_the_initial_weights(tiny):
     def leaves(seed):
-        return jax.tree.leaves(basisnet.functional(basisnet.create(tiny(seed=seed))).params)
+        return jax.tree.leaves(models.functional(models.create(tiny(seed=seed))).params)
 
     assert all(np.array_equal(a, b) for a, b in zip(leaves(1), leaves(1), strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(leaves(1), leaves(2), strict=True))
 
 
 def test_static_model_has_no_preview(tiny, images):
-    model = basisnet.create(tiny(model="static"))
-    outputs = basisnet.functional(model).evaluate(*basisnet.functional(model)[:2], images)
+    model = models.create(tiny(model="static"))
+    outputs = models.functional(model).evaluate(*models.functional(model)[:2], images)
     assert outputs.preview_logits is None
     assert not basis.basis_layers(model)
 
 
 def test_bfloat16_gives_float32_coefficients(tiny, images):
-    model = basisnet.create(tiny(dtype="bfloat16"))
+    model = models.create(tiny(dtype="bfloat16"))
     model.eval()
     outputs = model(images)
     assert (outputs.logits.dtype, outputs.coefficients.dtype) == (jnp.bfloat16, jnp.float32)
@@ -117,10 +117,10 @@ def test_bfloat16_gives_float32_coefficients(tiny, images):
 )
 def test_mistakes_in_the_config(tiny, overrides, words):
     with pytest.raises(UserError, match=words):
-        basisnet.create(tiny(**overrides))
+        models.create(tiny(**overrides))
 
 
 def test_specialist_without_bases_is_refused(tiny):
-    network = basisnet.create(tiny(model="static"))
+    network = models.create(tiny(model="static"))
     with pytest.raises(ValueError, match="bases"):
         basisnet.BasisNet(network, network, preview_size=8, rngs=nnx.Rngs(0))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import basisnet, checkpoint, cli, optimizer, runs, train
+from basisnet_jax import checkpoint, cli, models, optimizer, runs, train
 from basisnet_jax.errors import UserError
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
@@ -148,7 +148,7 @@ def digits_workdir(tmp_path_factory, data_dir):
     argv = [f"--config={CONFIG}", f"--config.data_dir={data_dir}"]
     config = cli.resolve(cli.parse(argv, "config").config)
     runs.claim(config, str(workdir))
-    model = basisnet.functional(basisnet.create(config))
+    model = models.functional(models.create(config))
     state = jax.jit(train.create_state, static_argnums=2)(
         model.params, model.batch_stats, optimizer.create(config.optimizer, 1e-3)
     )
@@ -159,15 +159,43 @@ def digits_workdir(tmp_path_factory, data_dir):
     return workdir, argv
 
 
-@pytest.mark.parametrize("damaged", ["_METADATA", "the largest"])
-def test_train_leaves_a_damaged_checkpoint_as_it_is(digits_workdir, tmp_path, capsys, damaged):
-    source, argv = digits_workdir
-    workdir = damage(source, tmp_path / "run", damaged)
-    before = contents(workdir)
-    assert cli.main(["train", f"--workdir={workdir}", *argv]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]  # before it, TFDS may tell that it prepares the data
-    assert error.startswith("basisnet: ") and f"{workdir}/checkpoints/2 " in error
-    assert contents(workdir) == before
+@pytest.mark.parametrize("damaged", ["_METADATA", "the largest", "metrics"])
+def test_what_is_damaged_is_set_aside(tmp_path, caplog, damaged):
+    write(tmp_path / "whole", {1: 0.5, 2: 0.6}, keep=2)
+    workdir = damage(tmp_path / "whole", tmp_path / "run", damaged)
+    broken = contents(workdir / "checkpoints" / "2")
+    with pytest.raises(UserError, match="checkpoints/2 (is damaged|cannot be read)|2 is damaged"):
+        checkpoint.pick(checkpoint.manager(str(workdir)))
+    checkpoint.set_damaged_aside(str(workdir))
+    assert any(f"{workdir}/checkpoints/2 is damaged" in record.getMessage() for record in caplog.records)
+    assert contents(workdir / "damaged" / "2-0") == broken
+    assert checkpoint.pick(checkpoint.manager(str(workdir))) == 1
+    caplog.clear()
+    checkpoint.set_damaged_aside(str(workdir))  # what is whole stays
+    assert steps_on_disk(workdir) == [1] and not caplog.records
+
+
+def test_nothing_is_moved_where_nothing_is_whole(tmp_path):
+    write(tmp_path, {1: 0.5}, keep=2)
+    (tmp_path / "checkpoints" / "1" / "checksums.json").write_text("{")
+    with pytest.raises(UserError, match="all checkpoints in .* are damaged .checksums.json cannot be read"):
+        checkpoint.set_damaged_aside(str(tmp_path))
+    assert steps_on_disk(tmp_path) == [1]
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """In any file: none is too small, and none of them can be told from a whole one by its size."""
+    write(tmp_path, {1: 0.5}, keep=1)
+    folder = tmp_path / "checkpoints" / "1"
+    assert checkpoint.damage(folder) is None
+    listed = json.loads((folder / "checksums.json").read_text())
+    assert {"default/_METADATA", "metrics/metrics"} <= listed.keys() and len(listed) > 4
+    for name in listed:
+        whole = (folder / name).read_bytes()
+        if whole:
+            (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+            assert checkpoint.damage(folder) == f"{name} is not what was written"
+            (folder / name).write_bytes(whole)
 
 
 @pytest.mark.slow
@@ -181,11 +209,11 @@ def test_a_damaged_checkpoint_is_one_line_of_a_process(digits_workdir, tmp_path)
 
 
 def damage(source: Path, workdir: Path, which: str) -> Path:
-    """A copy of a workdir in which one file of checkpoint 2 is cut off: `_METADATA` to nothing, the largest to half."""
+    """A copy of a workdir in which one file of checkpoint 2 is cut off: the largest to half, others to nothing."""
     shutil.copytree(source, workdir)
-    files = [path for path in (workdir / "checkpoints" / "2" / "default").rglob("*") if path.is_file()]
+    files = [path for path in (workdir / "checkpoints" / "2").rglob("*") if path.is_file()]
     path = max(files, key=lambda path: (path.name == which, path.stat().st_size))
-    path.write_bytes(b"" if which == "_METADATA" else path.read_bytes()[: path.stat().st_size // 2])
+    path.write_bytes(b"" if path.name == which else path.read_bytes()[: path.stat().st_size // 2])
     return workdir
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basisnet, coefficients
+from basisnet_jax import coefficients, models
 
 N = 4
 
@@ -43,7 +43,7 @@ def test_what_remains_is_renormalised():
 
 
 def test_dropout_works_in_training_only_and_in_all_layers_at_once(tiny):
-    functions = basisnet.functional(basisnet.create(tiny(**{"coefficients.dropout": 0.5})))
+    functions = models.functional(models.create(tiny(**{"coefficients.dropout": 0.5})))
     images = jax.random.normal(jax.random.key(0), (16, 16, 16, 1))
     weights = functions.params, functions.batch_stats
     trained = functions.train(*weights, images, jax.random.key(1))[0].coefficients
@@ -58,9 +58,9 @@ def test_dropout_works_in_training_only_and_in_all_layers_at_once(tiny):
 
 
 def test_the_temperature_given_in_training_counts(tiny):
-    model = basisnet.create(tiny())
+    model = models.create(tiny())
     model.coefficient_head.kernel[...] *= 100
-    functions = basisnet.functional(model)
+    functions = models.functional(model)
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 
     def entropy(**kwargs):

@@ -4,16 +4,16 @@ import importlib
 import math
 import pathlib
 
-import basisnet_jax.configs
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
-from basisnet_jax.configs import default
 from flax import nnx
 
-from basisnet_jax import basisnet, evaluate, madds, optimizer, train
+import basisnet_jax.configs
+from basisnet_jax import evaluate, madds, models, optimizer, train
+from basisnet_jax.configs import default
 from basisnet_jax.data import pipeline
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
 
@@ -102,7 +102,7 @@ def test_every_config_is_tested():
 def test_parameters_and_multiply_adds(name, arg):
     config = get_config(name, arg)
     config.num_classes = config.num_classes or 10
-    model = basisnet.create_abstract(config)
+    model = models.create_abstract(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     cost = madds.total(madds.count(model, evaluate.image_shape(config)))
     assert (parameters, cost) == PINNED[name, arg]
@@ -221,7 +221,7 @@ def test_training_steps(name, arg, data_dir, monkeypatch):
     config.preview.image_size = 16
     config = pipeline.completed(config)
 
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     steps_per_epoch = pipeline.steps_per_epoch(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, steps_per_epoch, 100))
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from basisnet_jax import basisnet, checkpoint, cli, distill, losses, runs, train
+from basisnet_jax import checkpoint, cli, distill, losses, models, runs, train
 from basisnet_jax.basisnet import Outputs
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
@@ -27,7 +27,7 @@ def teacher_config(tiny, data_dir):
 def teacher_dir(teacher_config, tmp_path_factory):
     """A workdir with that network, its classifier made decisive."""
     workdir = str(tmp_path_factory.mktemp("teacher") / "run")
-    functions = basisnet.functional(basisnet.create(teacher_config))
+    functions = models.functional(models.create(teacher_config))
     params = jax.tree.map(np.asarray, functions.params)
     params["classifier"]["kernel"] = params["classifier"]["kernel"] * 300
     runs.claim(teacher_config, workdir)
@@ -69,7 +69,7 @@ def test_loss_by_its_formula(tiny):
 
 def one_step(config, batch, teacher=None, weights=None):
     """Metrics and gradient (as the change of the parameters) of one step."""
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     tx = optax.scale(-1.0)
     state = train.create_state(functions.params, functions.batch_stats, tx)
     step = jax.jit(train.make_train_step(config, functions, tx, teacher=teacher and teacher.logits))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import basisnet, evaluate, partition, plots
+from basisnet_jax import evaluate, models, partition, plots
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def config(tiny, data_dir):
 def per_example(config, eval_batch_size):
     config = config.copy_and_resolve_references()
     config.eval_batch_size = eval_batch_size
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     run = evaluate.make_per_example(config, functions, partition.create_mesh(eval_batch_size))
     return run(functions.params, functions.batch_stats, "test")
 

@@ -5,10 +5,10 @@ import importlib
 import jax
 import jax.numpy as jnp
 import pytest
-from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 
-from basisnet_jax import basis, basisnet, madds, networks
+from basisnet_jax import basis, madds, models, networks
+from basisnet_jax.configs import imagenet_basisnet_mv3
 
 PINNED = {
     "mobilenet_v2": 300_774_272,
@@ -33,7 +33,7 @@ def test_published_counts(name):
 @pytest.fixture(scope="module")
 def paper():
     config = imagenet_basisnet_mv3.get_config()
-    return madds.count(basisnet.create_abstract(config), (224, 224, 3))
+    return madds.count(models.create_abstract(config), (224, 224, 3))
 
 
 def test_the_headline_of_the_paper(paper):
@@ -47,7 +47,7 @@ def test_the_headline_of_the_paper(paper):
 
 
 def test_items_are_whole(paper):
-    model = basisnet.create_abstract(imagenet_basisnet_mv3.get_config())
+    model = models.create_abstract(imagenet_basisnet_mv3.get_config())
     assert len({(item.name, item.kind) for item in paper}) == len(paper)
     counted = sum(item.params for item in paper)
     norms = sum(

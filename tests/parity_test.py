@@ -12,10 +12,10 @@ geffnet = pytest.importorskip("geffnet", reason="needs the extra `torch`")
 
 import jax
 import jax.numpy as jnp
-from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from flax import nnx
 
-from basisnet_jax import basisnet, cli, networks, runs, weights
+from basisnet_jax import cli, models, networks, runs, weights
+from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from basisnet_jax.errors import UserError
 
 pytestmark = pytest.mark.slow  # each compiles a full-size network twice
@@ -118,10 +118,10 @@ def test_condconv(experts, parameters):
     model = peer(f"tf_efficientnet_cc_b0_{experts}e")
     config = imagenet_condconv_efficientnet_b0.get_config(f"bases={experts}")
     config.dtype = "float32"
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     assert sum(leaf.size for leaf in jax.tree.leaves(functions.params)) == parameters
     state_dict = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-    params, batch_stats = weights.convert(state_dict, basisnet.create_abstract(config))
+    params, batch_stats = weights.convert(state_dict, models.create_abstract(config))
     images = np.random.default_rng(0).normal(size=(4, 96, 96, 3)).astype(np.float32)
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
@@ -196,10 +196,10 @@ def test_names_of_efficientnet_pytorch():
     for key, array in state_dict.items():
         module, _, leaf = key.rpartition(".")
         renamed[f"{theirs[module]}.{leaf}"] = array
-    network = basisnet.create_abstract(weights.static_config("efficientnet_b0", renamed, "tensorflow"))
+    network = models.create_abstract(weights.static_config("efficientnet_b0", renamed, "tensorflow"))
     for ours, expected in zip(weights.convert(renamed, network), weights.convert(state_dict, network), strict=True):
         compare_trees(ours, expected)
-    other = basisnet.create_abstract(weights.static_config("mobilenet_v3_large", renamed, "tensorflow"))
+    other = models.create_abstract(weights.static_config("mobilenet_v3_large", renamed, "tensorflow"))
     with pytest.raises(UserError, match="another network"):
         weights.convert(renamed, other)
     with pytest.raises(UserError, match="_conv_stem.weight"):
@@ -208,7 +208,7 @@ def test_names_of_efficientnet_pytorch():
 
 def test_what_does_not_fit_is_named(tmp_path):
     state_dict = {key: tensor.numpy() for key, tensor in peer("tf_mobilenetv3_small_100").state_dict().items()}
-    network = basisnet.create_abstract(weights.static_config("mobilenet_v3_small", state_dict, "tensorflow"))
+    network = models.create_abstract(weights.static_config("mobilenet_v3_small", state_dict, "tensorflow"))
     with pytest.raises(UserError, match="conv_head.bias"):
         weights.convert({k: v for k, v in state_dict.items() if k != "conv_head.bias"}, network)
     with pytest.raises(UserError, match="extra.weight"):

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from basisnet_jax import basisnet, checkpoint, cli, early_exit, evaluate, madds, runs
+from basisnet_jax import basisnet, checkpoint, cli, early_exit, evaluate, madds, models, runs
 from basisnet_jax.data import folder, pipeline
 from basisnet_jax.errors import UserError
 
@@ -18,7 +18,7 @@ STEP = 3
 
 def make_run(config, workdir):
     """A workdir with weights so random that heads and images are of different opinions."""
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     random = np.random.default_rng(2)
     params = jax.tree.map(lambda leaf: leaf + random.normal(0, 0.6, leaf.shape).astype(leaf.dtype), functions.params)
     state = {"params": functions.params, "batch_stats": functions.batch_stats}
@@ -79,7 +79,7 @@ def by_evaluation(workdir, images):
 
 def costs(workdir):
     config = runs.load_config(workdir)
-    items = madds.count(basisnet.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
     return {"preview": madds.preview_only(items), "specialist": madds.total(items), "network": madds.total(items)}
 
 

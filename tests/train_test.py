@@ -17,7 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from basisnet_jax import basisnet, cli, optimizer, train
+from basisnet_jax import cli, models, optimizer, train
 from basisnet_jax.data import pipeline
 
 # 16 steps, 8 an epoch. Checkpoints at 5, 8, 10, 15 and 16: most of them in the middle of an epoch.
@@ -158,7 +158,7 @@ def test_the_seed_decides_the_run(finished, flags, tmp_path):
 
     # Another seed: other weights, another order of the data.
     configs = [config_of(flags, f"seed={seed}") for seed in (0, 1)]
-    params, others = (basisnet.functional(basisnet.create(config)).params for config in configs)
+    params, others = (models.functional(models.create(config)).params for config in configs)
     kernels = {path: a for path, a in ocp.tree.to_flat_dict(params).items() if path[-1] == "kernel"}
     assert not [
         path for path, a in ocp.tree.to_flat_dict(others).items() if path in kernels and (a == kernels[path]).all()
@@ -311,7 +311,7 @@ def batch(flags):
 
 def one_step(config, tx):
     """The jitted train step of a config and its first state."""
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     state = jax.jit(train.create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
     train_step = jax.jit(train.make_train_step(config, functions, tx))
     return lambda state, batch: train_step(state, batch, jax.random.key(config.seed)), state
@@ -354,7 +354,7 @@ def test_the_moving_average(flags, batch):
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])
 def test_weight_decay_touches_kernels_only(flags, name):
     config = config_of(flags, f"optimizer.name={name}")
-    params = basisnet.functional(basisnet.create(config)).params
+    params = models.functional(models.create(config)).params
     mask = ocp.tree.to_flat_dict(optimizer.kernels_only(params))
     assert {path for path, decayed in mask.items() if decayed} == {path for path in mask if path[-1] == "kernel"}
     assert {path[-1] for path in mask} == {"kernel", "bias", "scale"}

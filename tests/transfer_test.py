@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from basisnet_jax import basisnet, checkpoint, cli, runs, train, transfer
+from basisnet_jax import checkpoint, cli, models, runs, train, transfer
 from basisnet_jax.errors import UserError
 
 _rng = np.random.default_rng(0)
@@ -13,7 +13,7 @@ IMAGES = (_rng.normal(size=(4, 16, 16, 1)) + 3 * _rng.normal(size=(4, 1, 1, 1)))
 
 def saved(config, workdir):
     """A run of this config whose weights and statistics are all random; its outputs of IMAGES."""
-    functions = basisnet.functional(basisnet.create(config))
+    functions = models.functional(models.create(config))
     rng = np.random.default_rng(1)
 
     def drawn(path, leaf):
@@ -30,7 +30,7 @@ def saved(config, workdir):
 
 
 def initialized(config):
-    functions = transfer.initialized(config, basisnet.functional(basisnet.create(config)))
+    functions = transfer.initialized(config, models.functional(models.create(config)))
     return functions, jax.jit(functions.evaluate)(functions.params, functions.batch_stats, IMAGES)
 
 
@@ -98,7 +98,15 @@ def test_other_classes_start_anew_and_misfits_are_named(tiny, tmp_path):
     ):
         config = tiny(**{"init_from": str(tmp_path / "static"), **overrides})
         with pytest.raises(UserError, match=words):
-            transfer.initialized(config, basisnet.functional(basisnet.create(config)))
+            transfer.initialized(config, models.functional(models.create(config)))
+
+
+def test_what_the_weights_are_used_to_is_told(tiny, tmp_path, caplog):
+    saved(tiny(model="static"), tmp_path / "static")
+    config = cli.resolve(tiny(init_from=str(tmp_path / "static"), **{"network.padding": "symmetric"}))
+    initialized(config)
+    [told] = [record.getMessage() for record in caplog.records if "are used to" in record.getMessage()]
+    assert told.endswith("its weights are used to --config.network.padding=same")
 
 
 def test_training_starts_there_and_goes_on_without_it(tiny, tmp_path, data_dir):

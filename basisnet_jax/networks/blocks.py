@@ -66,17 +66,38 @@ def adapted(stages: Stages, num_stages: int | None, stage_strides: tuple[int, ..
 
 
 class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` that keeps the unbiased running variance, as PyTorch and TensorFlow's fused kernel do."""
+    """`nnx.BatchNorm` that keeps the unbiased running variance, as PyTorch and TensorFlow's fused kernel do.
+
+    With `groups` > 1 each of so many equal parts of the batch has statistics of its own, as if it were on a device of
+    its own; the running ones move towards the mean of theirs.
+    """
+
+    groups = 1
 
     def __call__(self, x):
         if self.use_running_average:
             return super().__call__(x)
+        if x.shape[0] % self.groups:
+            raise UserError(f"config.batch_norm_groups={self.groups} does not divide a batch of {x.shape[0]}")
+        if self.groups > 1:
+            return self._by_groups(x)
         before = self.var[...]
         y = super().__call__(x)
         # var = m * before + (1 - m) * biased; n / (n - 1) times `biased` is wanted.
         samples = x.size // x.shape[-1]
         self.var[...] += (self.var[...] - self.momentum * before) / max(samples - 1, 1)
         return y
+
+    def _by_groups(self, x):
+        parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(jnp.float32)
+        axes = tuple(range(1, parts.ndim - 1))
+        mean, var = jnp.mean(parts, axes, keepdims=True), jnp.var(parts, axes, keepdims=True)
+        samples = parts.size // (self.groups * x.shape[-1])
+        unbiased = var * samples / max(samples - 1, 1)
+        for running, new in ((self.mean, mean), (self.var, unbiased)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * new.mean(axis=0).ravel()
+        y = (parts - mean) * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
 
 def conv_and_norm(*, padding: str, epsilon: float, momentum: float, dtype, rngs: nnx.Rngs):

@@ -1,0 +1,130 @@
+"""One optimisation step: a pure function of the state, the batch and a random key."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from basisnet_jax import basis, coefficients, evaluate, losses, mixup, optimizer
+from basisnet_jax.models import Functional
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step reads and writes, and all that a checkpoint holds."""
+
+    step: jax.Array  # optimisation steps taken
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+    ema_params: dict
+    ema_batch_stats: dict
+
+
+def create_state(params: dict, batch_stats: dict, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Under `jax.jit` every array gets a buffer of its own, as donation needs."""
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), params, batch_stats)
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    functions: Functional,
+    tx: optax.GradientTransformation,
+    temperature: optax.Schedule | None = None,
+    teacher: Callable | None = None,
+):
+    """The pure function `(state, batch, key, teacher_weights=None) -> (state, metrics)`.
+
+    batch: {"image": uint8 [B, H, W, C], "label": [B]} and, where the teacher's predictions are stored, "teacher": its
+    logits [B, classes]. Otherwise `teacher(teacher_weights, pixels)` computes them. All randomness follows from `key`
+    and the step. The key is an argument so that runs that differ in their seed alone share one compilation. Under
+    mixup or CutMix top-1 counts the label that has the larger share of the example.
+    """
+
+    def train_step(state: TrainState, batch, key: jax.Array, teacher_weights=None) -> tuple[TrainState, dict]:
+        step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
+        examples = prepare(config, batch, mixing_key)
+        if teacher is not None:  # it sees what the student sees
+            logits = teacher(teacher_weights, examples["pixels"])
+            examples["taught"] = jax.nn.softmax(logits / config.distillation.temperature)
+        annealed = None if temperature is None else temperature(state.step)
+
+        def loss_fn(params, examples, key):
+            images = evaluate.normalize(examples["pixels"], config)
+            outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
+            loss, parts = losses.joint(outputs, examples["targets"], examples.get("taught"), config)
+            return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})
+
+        if config.remat_kernels:
+            loss_fn = jax.checkpoint(loss_fn, policy=basis.all_but_mixed_kernels)
+        gradient_of = jax.grad(loss_fn, has_aux=True)
+        if config.accumulate == 1:
+            grads, (batch_stats, metrics) = gradient_of(state.params, examples, step_key)
+        else:
+            grads, (batch_stats, metrics) = accumulated(gradient_of, config.accumulate)(
+                state.params, examples, step_key
+            )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = optimizer.moving_average(
+            (state.ema_params, state.ema_batch_stats), (params, batch_stats), state.step, config.ema_decay
+        )
+        if "usage" in metrics:
+            metrics["least_basis_usage"] = jnp.min(metrics.pop("usage"))
+        # The norm of the new parameters is there for `Watch`: an update can overflow after a loss that was finite.
+        metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
+
+    return train_step
+
+
+def prepare(config, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+    """{"pixels": [B, H, W, C] in 0..255, "targets": [B, classes]}, mixed; with a stored teacher also "taught"."""
+    targets = losses.targets(batch["label"], config.num_classes, config.label_smoothing)
+    if "teacher" in batch:  # its predictions are mixed as the labels are
+        logits = batch["teacher"].astype(jnp.float32)
+        targets = jnp.concatenate([targets, jax.nn.softmax(logits / config.distillation.temperature)], axis=-1)
+    pixels = batch["image"].astype(jnp.float32)
+    pixels, targets = mixup.mix(key, pixels, targets, config.augment.mixup, config.augment.cutmix)
+    names = ("targets", "taught")[: targets.shape[-1] // config.num_classes]
+    return {"pixels": pixels, **dict(zip(names, jnp.split(targets, len(names), axis=-1), strict=True))}
+
+
+def measured(outputs, examples: dict) -> dict[str, jax.Array]:
+    """What is logged of a batch besides its losses: means over examples."""
+    labels = jnp.argmax(examples["targets"], -1)
+    answers = {"": outputs.logits, "preview_": outputs.preview_logits, "teacher_": examples.get("taught")}
+    metrics = {
+        f"{name}top1": jnp.mean(jnp.argmax(answer, -1) == labels)
+        for name, answer in answers.items()
+        if answer is not None
+    }
+    if outputs.coefficients is not None:
+        metrics["coefficient_entropy"] = coefficients.entropy(outputs.coefficients)
+        metrics["usage"] = coefficients.usage(outputs.coefficients)
+    return metrics
+
+
+def accumulated(gradient_of: Callable, parts: int) -> Callable:
+    """`gradient_of(params, examples, key)` by `parts` passes, each over its share of the batch, and the mean of all.
+
+    Batch statistics are of each share on its own (as with `config.batch_norm_groups`), the running ones their mean.
+    Share i takes the examples i, i + parts, ...: on a mesh every device then works on examples that it holds.
+    """
+
+    def gradient(params, examples, key):
+        shares = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), examples)
+
+        def add(total, share):
+            i, share = share
+            one = gradient_of(params, share, jax.random.fold_in(key, i))
+            return jax.tree.map(lambda t, o: t + o / parts, total, one), None
+
+        shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], shares), key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+        return jax.lax.scan(add, zeros, (jnp.arange(parts), shares))[0]
+
+    return gradient

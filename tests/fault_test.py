@@ -1,0 +1,119 @@
+"""Runs that are killed, preempted or find their files damaged."""
+
+import importlib.util
+import json
+import pathlib
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from basisnet_jax import checkpoint, cli, runs
+
+pytestmark = pytest.mark.slow
+
+_spec = importlib.util.spec_from_file_location(
+    "faults", pathlib.Path(__file__).parents[1] / "experiments" / "faults.py"
+)
+faults = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(faults)
+
+
+@pytest.fixture
+def flags(data_dir):
+    return ["--config.num_epochs=3", f"--config.data_dir={data_dir}"]  # 48 steps
+
+
+def start(workdir, *flags):
+    return subprocess.Popen(
+        faults.command(workdir, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_steps(process, workdir, count=1):
+    """Until so many checkpoints are there."""
+    while len(faults.steps(workdir)) < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_left_alone(flags, tmp_path):
+    figures = faults.run(tmp_path, 4, *flags)
+    assert figures["equal"] and figures["kills"] >= 2 and figures["while_saving"] >= 1, figures
+
+
+def test_sigterm_saves_and_ends_in_peace(flags, tmp_path):
+    """Within a step, with exit code 0; the same command then ends as the run that was never stopped."""
+    workdir = tmp_path / "run"
+    process = start(workdir, *flags, "--config.num_epochs=200", "--config.checkpoint_every_steps=10000")
+    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    [step] = faults.steps(workdir)
+    assert f"stopped after step {step} of 3200, saved; the same command goes on from there" in output
+    logged = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert logged[-1] <= step < logged[-1] + 200
+    again = start(workdir, *flags, "--config.num_epochs=200", "--config.checkpoint_every_steps=10000")
+    for line in again.stdout:
+        if "going on after step" in line:
+            assert f"after step {step}" in line
+            break
+    again.kill()
+    again.communicate()
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    process = start(workdir, *flags, "--config.num_epochs=200")
+    wait_for_steps(process, workdir)
+    second = start(workdir, *flags, "--config.num_epochs=200")
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 2 and f"is in use by process {process.pid} on" in output
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    # What a killed run leaves is no lock.
+    with runs.locked(str(workdir)):
+        pass
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(flags, tmp_path, how):
+    process = start(tmp_path / "run", *flags)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    whole = faults.state(tmp_path / "run")
+    *_, before, newest = faults.steps(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / str(newest)
+    file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content[: len(content) // 2] if how == "truncated" else content)
+    process = start(tmp_path / "run", *flags)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert f"checkpoints/{newest} is damaged ({file.relative_to(folder)} is not what was written)" in output
+    assert f"going on after step {before}" in output
+    after = faults.state(tmp_path / "run")
+    assert all(np.array_equal(whole[path], after[path]) for path in whole)
+    assert (tmp_path / "run" / "damaged" / f"{newest}-0").is_dir()
+
+
+def test_without_a_whole_checkpoint_there_is_no_silent_start_from_nothing(flags, tmp_path, capsys):
+    process = start(tmp_path / "run", *flags, "--config.num_epochs=0.25")
+    assert process.wait(timeout=300) == 0
+    for step in faults.steps(tmp_path / "run"):
+        folder = tmp_path / "run" / "checkpoints" / str(step)
+        assert checkpoint.damage(folder) is None
+        (folder / "checksums.json").write_text("{")
+    argv = faults.command(tmp_path / "run", *flags, "--config.num_epochs=0.25")
+    assert cli.main(argv[3:]) == 2
+    assert "all checkpoints in" in capsys.readouterr().err

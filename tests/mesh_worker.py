@@ -1,0 +1,90 @@
+"""What tests/mesh_test.py runs in processes of their own, with as many simulated devices as each needs.
+
+    python mesh_worker.py CONFIG.json JOBS.json FOLDER [COORDINATOR PROCESSES PROCESS]
+
+JOBS.json holds {name: {"variant", "fields"}}; the arrays of each job go to FOLDER/name.npz.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+
+import jax
+import ml_collections
+import numpy as np
+from orbax.checkpoint import tree as trees
+
+from basisnet_jax import checkpoint, evaluate, models, optimizer, partition
+from basisnet_jax.data import pipeline
+from basisnet_jax.train_step import create_state, make_train_step
+
+STEPS = 3
+partition.SMALLEST = 2**8  # the networks here are small: split what they have
+FAST = {"xla_backend_optimization_level": 0}  # most of the time is compiling
+
+
+def start(config, mesh):
+    """The functional, the first state on the mesh and the jitted step."""
+    functions = models.functional(models.create(config))
+    tx = optimizer.create(config.optimizer, lambda step: config.optimizer.learning_rate)
+    make = partial(create_state, tx=tx)
+    shardings = partition.of_state(jax.eval_shape(make, functions.params, functions.batch_stats), mesh)
+    state = jax.jit(make, out_shardings=shardings)(functions.params, functions.batch_stats)
+    step = jax.jit(
+        make_train_step(config, functions, tx),
+        donate_argnums=0,
+        out_shardings=(shardings, partition.replicated(mesh)),
+        compiler_options=FAST,
+    )
+    return functions, state, step
+
+
+def run(variant: str, config) -> dict[str, np.ndarray]:
+    mesh = partition.create_mesh(config.batch_size, config.fsdp)
+    functions, state, step = start(config, mesh)
+    kind, _, argument = variant.partition(":")
+    result = {}
+    if kind == "evaluate":
+        per_example = evaluate.make_per_example(config, functions, mesh)
+        rows = [per_example(state.params, state.batch_stats, f"test[:{size}]") for size in argument.split(",")]
+        return {f"{i}/{name}": column for i, row in enumerate(rows) for name, column in row.items()}
+    if kind == "steps":  # steps:n puts the examples i, i + n, ... next to each other, for each i < n
+        order = np.arange(config.batch_size).reshape(-1, int(argument or 1)).T.ravel()
+        batches = ({name: column[order] for name, column in b.items()} for b in pipeline.train_batches(config))
+        if not argument:
+            batches = pipeline.train_batches(config)
+        batches = partition.on_device(batches, mesh)
+        for _ in range(STEPS):
+            state, metrics = step(state, next(batches), jax.random.key(0))
+        result = {f"metrics/{name}": np.asarray(value) for name, value in metrics.items()}
+        result["split"] = np.asarray(sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state)))
+    elif kind == "save":
+        with checkpoint.manager(argument, keep=1) as checkpoints:
+            checkpoint.save(checkpoints, 1, state)
+    elif kind == "restore":  # and save again, for the next mesh
+        with checkpoint.manager(argument, keep=3) as checkpoints:
+            before = checkpoints.latest_step()
+            state = checkpoint.restore(checkpoints, before, state)
+            checkpoint.save(checkpoints, before + 1, state)
+    gathered = jax.jit(lambda state: state, out_shardings=partition.replicated(mesh))(state)
+    return result | {"/".join(path): np.asarray(leaf) for path, leaf in trees.to_flat_dict(gathered).items()}
+
+
+def main(config_file: str, jobs_file: str, folder: str) -> None:
+    with open(config_file) as file:
+        config = json.load(file)
+    with open(jobs_file) as file:
+        jobs = json.load(file)
+    for name, job in jobs.items():
+        changed = ml_collections.ConfigDict(config)
+        changed.update(job["fields"])
+        result = run(job["variant"], changed)
+        if jax.process_index() == 0:
+            np.savez(os.path.join(folder, f"{name}.npz"), **result)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        partition.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+    main(*sys.argv[1:4])
