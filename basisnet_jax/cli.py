@@ -22,10 +22,12 @@ from basisnet_jax.errors import UserError
 
 
 def train(argv: list[str]) -> None:
-    """basisnet train --config=FILE[:args] --workdir=DIR [--config.field=value ...]"""
-    parsed = parse(argv, "config", "workdir")
-    from basisnet_jax import train
+    """basisnet train --config=FILE[:args] --workdir=DIR [--config.field=value ...]
+    [--coordinator=HOST:PORT --processes=N --process=I], where the cluster does not say it"""
+    parsed = parse(argv, "config", "workdir", **PROCESSES)
+    from basisnet_jax import partition, train
 
+    partition.initialize(*(parsed[name].value for name in PROCESSES))
     train.train(resolve(parsed.config), parsed.workdir)
 
 
@@ -68,6 +70,7 @@ def import_(argv: list[str]) -> None:
     weights.import_weights(parsed.network, parsed.weights, parsed.workdir, parsed.origin)
 
 
+PROCESSES = {"coordinator": None, "processes": None, "process": None}
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,

@@ -23,7 +23,7 @@ from basisnet_jax.errors import UserError
 SMALLEST = 2**14  # elements
 
 
-def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def initialize(coordinator: str | None = None, processes: str | None = None, process: str | None = None) -> None:
     """Joins the processes of a run, where there are several: to be called before anything else touches a device.
 
     On Cloud TPU, SLURM and GKE JAX finds the others by itself; elsewhere the three arguments say who they are.
@@ -31,6 +31,8 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     given = (coordinator, processes, process)
     if any(value is not None for value in given) and None in given:
         raise UserError("--coordinator=HOST:PORT, --processes=N and --process=I must be given together")
+    if coordinator is not None and not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
+        raise UserError(f"--processes={processes} --process={process}, expected two numbers, the second the smaller")
     of_cluster = int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if coordinator is None and not of_cluster:
         return
@@ -38,7 +40,8 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         # A process that dies is missed after so many seconds, and then all the others stop.
-        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=30)
+        numbers = (None, None) if coordinator is None else (int(processes), int(process))
+        jax.distributed.initialize(coordinator, *numbers, heartbeat_timeout_seconds=30)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run did not come together: {str(error).splitlines()[0]}") from error
 

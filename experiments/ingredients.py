@@ -19,9 +19,9 @@ import pathlib
 import statistics
 
 import jax
+from basisnet_jax.configs import fashion_mnist
 
 from basisnet_jax import cli, train
-from basisnet_jax.configs import fashion_mnist
 
 PLAIN = {
     "train_split": "train[:2000]",

@@ -4,16 +4,16 @@ import importlib
 import math
 import pathlib
 
+import basisnet_jax.configs
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from basisnet_jax.configs import default
 from flax import nnx
 
-import basisnet_jax.configs
 from basisnet_jax import evaluate, madds, models, optimizer, train
-from basisnet_jax.configs import default
 from basisnet_jax.data import pipeline
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
 

@@ -5,10 +5,10 @@ import importlib
 import jax
 import jax.numpy as jnp
 import pytest
+from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 
 from basisnet_jax import basis, madds, models, networks
-from basisnet_jax.configs import imagenet_basisnet_mv3
 
 PINNED = {
     "mobilenet_v2": 300_774_272,

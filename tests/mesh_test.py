@@ -76,7 +76,8 @@ def results(config, tmp_path_factory):
 
 
 def run_worker(devices, processes, arguments):
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
+    simulated = f"--xla_force_host_platform_device_count={devices // processes}"
+    env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {simulated}"}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -168,3 +169,5 @@ def test_what_is_refused(monkeypatch):
         partition.create_mesh(16, 3)
     with pytest.raises(UserError, match="must be given together"):
         partition.initialize("localhost:1")
+    with pytest.raises(UserError, match="--processes=2 --process=2, expected two numbers, the second the smaller"):
+        partition.initialize("localhost:1", "2", "2")

@@ -21,7 +21,6 @@ from basisnet_jax.train_step import create_state, make_train_step
 
 STEPS = 3
 partition.SMALLEST = 2**8  # the networks here are small: split what they have
-FAST = {"xla_backend_optimization_level": 0}  # most of the time is compiling
 
 
 def start(config, mesh):
@@ -35,7 +34,6 @@ def start(config, mesh):
         make_train_step(config, functions, tx),
         donate_argnums=0,
         out_shardings=(shardings, partition.replicated(mesh)),
-        compiler_options=FAST,
     )
     return functions, state, step
 
@@ -86,5 +84,5 @@ def main(config_file: str, jobs_file: str, folder: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 4:
-        partition.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+        partition.initialize(*sys.argv[4:])
     main(*sys.argv[1:4])

@@ -12,10 +12,10 @@ geffnet = pytest.importorskip("geffnet", reason="needs the extra `torch`")
 
 import jax
 import jax.numpy as jnp
+from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from flax import nnx
 
 from basisnet_jax import cli, models, networks, runs, weights
-from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from basisnet_jax.errors import UserError
 
 pytestmark = pytest.mark.slow  # each compiles a full-size network twice
