@@ -63,6 +63,6 @@ def test_two_that_prepare_at_once_do_not_break_each_other(tmp_path, monkeypatch)
         return original(labels)
 
     monkeypatch.setattr(digits, "split_indices", overtaken)
-    fields = {"dataset": "digits", "data_dir": str(tmp_path), "channels": 1, "num_classes": 10}
+    fields = {"dataset": "digits", "data_dir": str(tmp_path), "channels": 1, "num_classes": 10, "resize": "bilinear"}
     assert pipeline.num_examples(ml_collections.ConfigDict(fields), "train") == 1077
     assert digits.split_indices is original

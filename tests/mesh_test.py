@@ -136,7 +136,7 @@ def test_what_is_compared_can_differ(results):
     here = results[1, 1]
     kernel = "params/specialist/last/conv/layer/kernel"
     moved = np.abs(here["plain"][kernel] - results[8, 1]["saved"][kernel]).max()
-    assert moved > 100 * TOLERANCE * np.abs(here["plain"][kernel]).max()
+    assert moved > 20 * TOLERANCE * np.abs(here["plain"][kernel]).max()
     for name in ("permuted", "parts"):
         assert largest_difference(here[name], here["plain"]) > 10 * TOLERANCE
 

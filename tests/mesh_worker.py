@@ -49,9 +49,10 @@ def run(variant: str, config) -> dict[str, np.ndarray]:
         return {f"{i}/{name}": column for i, row in enumerate(rows) for name, column in row.items()}
     if kind == "steps":  # steps:n puts the examples i, i + n, ... next to each other, for each i < n
         order = np.arange(config.batch_size).reshape(-1, int(argument or 1)).T.ravel()
-        batches = ({name: column[order] for name, column in b.items()} for b in pipeline.train_batches(config))
-        if not argument:
-            batches = pipeline.train_batches(config)
+        # Hosts read shares of the data, so which examples make a batch depends on their number. Here it must not.
+        order = order.reshape(jax.process_count(), -1)[jax.process_index()]
+        batches = pipeline.train_batches(config, process_index=0, process_count=1)
+        batches = ({name: column[order] for name, column in batch.items()} for batch in batches)
         batches = partition.on_device(batches, mesh)
         for _ in range(STEPS):
             state, metrics = step(state, next(batches), jax.random.key(0))

@@ -127,7 +127,8 @@ def test_condconv(experts, parameters):
         expected = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     outputs = jax.jit(functions.evaluate)(params, batch_stats, jnp.asarray(images))
     assert np.abs(expected).max() > 0.1 and outputs.coefficients.std() > 0.01
-    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4)
+    # Eight experts' random kernels add up to logits near 100.
+    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * max(1, np.abs(expected).max() / 10))
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_b2"])

@@ -106,7 +106,8 @@ def assert_same_arrays(state, other):
 
 
 def file_times(workdir) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    """Of all but the lock, which every run takes."""
+    return {str(p): p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.name != "lock"}
 
 
 def last_line(capsys) -> str:
@@ -167,8 +168,8 @@ def test_the_seed_decides_the_run(finished, flags, tmp_path):
     assert (batch["label"] != other["label"]).any()
 
 
-# Holds the pipeline still at step 14, so that the kill comes at a known place: past the checkpoint of step 10 and what
-# was logged at step 12, in the middle of an epoch.
+# Holds the pipeline still at the batch of step 16, which is asked for two steps ahead, so that the kill comes at a
+# known place: past the checkpoint of step 10 and what was logged at step 12, in the middle of an epoch.
 STALLING = """
 import sys, time
 from basisnet_jax import cli
@@ -176,9 +177,9 @@ from basisnet_jax.data import pipeline
 
 original = pipeline.train_batches
 
-def stalling(config, first_step):
-    for step, batch in enumerate(original(config, first_step), first_step + 1):
-        if step == 14:
+def stalling(config, first_step, **kwargs):
+    for step, batch in enumerate(original(config, first_step, **kwargs), first_step + 1):
+        if step == 16:
             time.sleep(300)
         yield batch
 
