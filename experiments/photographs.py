@@ -1,4 +1,4 @@
-"""Makes a small folder of class folders of real JPEGs: random crops of eleven photographs, one class each.
+"""Makes a small folder of class folders of real JPEGs: random crops of twelve photographs, one class each.
 
     python experiments/photographs.py --output=photographs [--crops=60] [--seed=0]
     basisnet train --config=configs/folder.py --config.dataset=folder:photographs --workdir=runs/photographs
@@ -15,7 +15,10 @@ import PIL.Image
 import skimage.data
 import sklearn.datasets
 
-NAMES = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "retina", "rocket")
+NAMES = (
+    *("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field"),
+    *("immunohistochemistry", "retina", "rocket"),
+)
 
 
 def photographs() -> dict[str, np.ndarray]:
