@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
 
-from basisnet_jax import conv, distill, models, optimizer, partition
+from basisnet_jax import conv, distill, hlo, models, optimizer, partition
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.train_step import create_state, make_train_step
@@ -42,8 +42,6 @@ CHIPS = {
 
 # TFDS knows a dataset's sizes only once it is prepared. As published, for those too large to prepare for a plan:
 PUBLISHED = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
 # libtpu looks for the TPU of the machine that it runs on, and complains at length where there is none.
 ENVIRONMENT = {
@@ -128,17 +126,21 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
         "temporaries": sizes.temp_size_in_bytes,
         "code": sizes.generated_code_size_in_bytes,
     }
-    seconds = {"flops": costs["flops"] / chip.flops, "bytes": costs["bytes accessed"] / chip.bandwidth}
+    # XLA's figures are of one pass through a loop, and the only loop is that of `config.accumulate`.
+    text, passes = compiled.as_text(), config.accumulate
+    flops, traffic = costs["flops"] * passes, hlo.traffic(text, passes)
+    seconds = {"flops": flops / chip.flops, "traffic": traffic / chip.bandwidth}
     bound = max(seconds.values())
     return report | {
         "memory": memory | {"total": sum(memory.values()), "aliased": sizes.alias_size_in_bytes},
-        "flops": costs["flops"],
-        "bytes_accessed": costs["bytes accessed"],
-        "intensity": costs["flops"] / costs["bytes accessed"],
+        "flops": flops,
+        "bytes_accessed": costs["bytes accessed"] * passes,
+        "hbm_traffic": traffic,
+        "intensity": flops / traffic,
         "balance": chip.flops / chip.bandwidth,
         "bound_by": "compute" if seconds["flops"] == bound else "memory",
         "seconds": seconds | {"step": bound},
-        "collectives": collectives(compiled.as_text()),
+        "collectives": hlo.collectives(text, passes),
         "training": training(config, examples, bound) if examples else None,
     }
 
@@ -209,36 +211,6 @@ def memory_needed(message: str) -> tuple[float, float] | None:
     return None
 
 
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """{kind: {"count", "bytes"}} of the text of a compiled program; kinds that do not occur are left out.
-
-    The bytes are of the whole array on one device: what an all-gather gives, what a reduce-scatter takes. One in a
-    loop counts once; so does one that the compiler has cut into several steps, which share their channel.
-    """
-    sizes: dict[str, int] = {}
-    found: dict[tuple[str, str], int] = {}
-    for line in hlo.splitlines():
-        if not (match := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)", line)):
-            continue
-        name, shape, operation, rest = match.groups()
-        sizes[name] = size_of(shape)
-        kind = operation.removesuffix("-start")
-        if kind in COLLECTIVES:
-            taken = sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.partition(")")[0]))
-            given = sizes[name] - (taken if operation != kind else 0)  # the start of an all-gather holds both
-            channel = re.search(r"channel_id=(\d+)", rest)
-            key = kind, channel.group(1) if channel else name
-            found[key] = max(found.get(key, 0), taken, given)
-    by_kind = {kind: [size for (k, _), size in found.items() if k == kind] for kind in COLLECTIVES}
-    return {kind: {"count": len(of), "bytes": sum(of)} for kind, of in by_kind.items() if of}
-
-
-def size_of(shape: str) -> int:
-    """Bytes of a shape in HLO text, such as "(f32[8]{0:T(128)}, pred[])", without what tiling adds."""
-    arrays = re.findall(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]", shape)
-    return sum(math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) // 8 for _, bits, dims in arrays)
-
-
 def train_examples(config) -> tuple[int | None, str | None]:
     """How many examples the training split has, or why that is not known."""
     sizes = PUBLISHED.get(config.dataset)
@@ -276,10 +248,13 @@ def table(report: dict) -> str:
     }
     lines += ["", "memory of a device"]
     lines += [row(name, gib(memory[name]), notes.get(name, "")) for name in memory if name != "aliased"]
-    balance = f"a byte; the chip's balance is {report['balance']:.0f}: {report['bound_by']}-bound"
+    balance = f"to a byte of traffic; the chip's balance is {report['balance']:.0f}: {report['bound_by']}-bound"
     lines += ["", "work of a device in a step"]
     lines.append(row("FLOPs", f"{report['flops'] / 1e9:,.2f} G", f"{seconds['flops']} at the chip's peak"))
-    lines.append(row("bytes accessed", f"{report['bytes_accessed'] / 1e9:,.2f} GB", f"{seconds['bytes']} at the peak"))
+    lines.append(row("bytes accessed", f"{report['bytes_accessed'] / 1e9:,.2f} GB", "in memory on the chip too"))
+    lines.append(
+        row("traffic of its HBM", f"{report['hbm_traffic'] / 1e9:,.2f} GB", f"{seconds['traffic']} at the peak")
+    )
     lines.append(row("FLOPs", f"{report['intensity']:.2f}", balance))
     lines += ["", "collectives of a step"]
     for kind, of in report["collectives"].items():
