@@ -45,5 +45,7 @@ setup(
         ],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        # Compiles for a TPU where there is none (`basisnet plan`): the version that jax[tpu] 0.10.2 asks for.
+        "tpu-plan": ["jax==0.10.2", "libtpu==0.0.42.*"],
     },
 )

@@ -53,6 +53,18 @@ def madds(argv: list[str]) -> None:
     print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
 
 
+def plan(argv: list[str]) -> None:
+    """basisnet plan --config=FILE[:args] --topology=v5e:16x16 [--json] [--examples=N]"""
+    parsed = parse(argv, "config", "topology", json=False, examples=None)
+    examples = parsed.examples and number("examples", parsed.examples)
+    if examples is not None and (examples < 1 or examples % 1):
+        raise UserError(f"--examples={parsed.examples!r}, expected a whole number above 0")
+    from basisnet_jax import plan
+
+    report = plan.plan(resolve(parsed.config), parsed.topology, examples and int(examples))
+    print(json.dumps(report) if parsed.json else plan.table(report))
+
+
 def predict(argv: list[str]) -> None:
     """basisnet predict --workdir=DIR IMAGE... [--json] [--checkpoint=STEP|best] [--threshold=T]"""
     parsed = parse(argv, "workdir", rest="images", json=False, checkpoint=None, threshold=None)
@@ -76,6 +88,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "madds": madds,
+    "plan": plan,
     "import": import_,
 }
 

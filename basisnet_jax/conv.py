@@ -13,7 +13,10 @@ shape and backend, and every path gives what 'loop' gives, forward and gradient:
 and a basis network are compared fairly. Times below were measured on a 2-core CPU, in float32.
 """
 
+import contextlib
+import contextvars
 import itertools
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -29,6 +32,24 @@ PATHS = {  # and what each needs
 }
 
 
+_chosen_platform = contextvars.ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """For which paths are chosen: "cpu", "gpu" or "tpu"; `jax.default_backend()`, except inside `paths_for`."""
+    return _chosen_platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def paths_for(platform: str) -> Iterator[None]:
+    """Inside this block paths are chosen for this platform: for what is traced here to be compiled for there."""
+    token = _chosen_platform.set(platform)
+    try:
+        yield
+    finally:
+        _chosen_platform.reset(token)
+
+
 def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, groups=1, path=None):
     """Convolves every example with its own kernel: `y[b] = conv(x[b], kernels[b])`.
 
@@ -39,7 +60,7 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
       padding: 'SAME', 'VALID', or (low, high) for each spatial axis.
       dilation: of the window; one per spatial axis, or one number for all.
       groups: feature groups; I and O are multiples of it.
-      path: one of `PATHS`, or None for the best one for these shapes on `jax.default_backend()`.
+      path: one of `PATHS`, or None for the best one for these shapes on `platform()`.
 
     Returns:
       [B, *spatial_out, O] in x's dtype.
@@ -61,7 +82,7 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
     possible["pointwise"] = groups == 1 and set(window) == {1} and not any(map(any, pads))
     possible["depthwise"] = groups == x.shape[-1] == kernels.shape[-1] and rank <= 2
     if path is None:
-        depthwise = "depthwise" if jax.default_backend() == "cpu" else "folded"
+        depthwise = "depthwise" if platform() == "cpu" else "folded"
         path = "pointwise" if possible["pointwise"] else depthwise if possible["depthwise"] else "general"
     if not possible.get(path):
         raise ValueError(
@@ -91,7 +112,7 @@ def conv_general_dilated(
     shared by the batch (`precision` has no meaning there). Anything else goes to `jax.lax` unchanged.
     """
     if (
-        jax.default_backend() == "cpu"
+        platform() == "cpu"
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _channels_last(2)
         and feature_group_count == lhs.shape[-1] == rhs.shape[-1]
         and set(lhs_dilation or (1,)) == {1}

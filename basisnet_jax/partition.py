@@ -12,7 +12,7 @@ The rules see nothing but shapes, so the params, averages and moments of one ker
 
 import collections
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -46,15 +46,19 @@ def initialize(coordinator: str | None = None, processes: str | None = None, pro
         raise UserError(f"the processes of this run did not come together: {str(error).splitlines()[0]}") from error
 
 
-def create_mesh(batch_size: int, fsdp: int = 1) -> Mesh:
-    """All devices of all processes as [data, fsdp]; they must divide the global batch. `fsdp=0` stands for all."""
-    devices = jax.device_count()
-    if batch_size % devices:
-        raise UserError(f"batch size {batch_size} is no multiple of the {devices} devices")
-    fsdp = fsdp or devices
-    if devices % fsdp:
-        raise UserError(f"config.fsdp={fsdp} does not divide the {devices} devices")
-    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+def create_mesh(batch_size: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes, or those given, as [data, fsdp]; they must divide the global batch.
+
+    `fsdp=0` stands for all of them.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    if batch_size % count:
+        raise UserError(f"batch size {batch_size} is no multiple of the {count} devices")
+    fsdp = fsdp or count
+    if count % fsdp:
+        raise UserError(f"config.fsdp={fsdp} does not divide the {count} devices")
+    shape, types = (count // fsdp, fsdp), (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -170,9 +170,22 @@ def test_static_drop_in_serves_nnx():
     [("cpu", 4, "_depthwise"), ("tpu", 4, "_folded"), ("gpu", 4, "_folded"), ("tpu", 1, "_general")],
 )
 def test_choice_by_backend(backend, groups, expected, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(conv, expected, lambda *_: "chosen")
-    assert conv.conv_per_example(normal(0, 2, 5, 5, 4), normal(1, 2, 3, 3, 4 // groups, 4), groups=groups) == "chosen"
+    x, kernels = normal(0, 2, 5, 5, 4), normal(1, 2, 3, 3, 4 // groups, 4)
+    with conv.paths_for(backend):
+        assert conv.conv_per_example(x, kernels, groups=groups) == "chosen"
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert conv.conv_per_example(x, kernels, groups=groups) == "chosen"
+
+
+def test_static_drop_in_by_backend(monkeypatch):
+    monkeypatch.setattr(conv, "_shifted_sum", lambda *_: "shifted")
+    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC, "feature_group_count": 4}
+    x, rhs = normal(0, 2, 5, 5, 4), normal(1, 3, 3, 1, 4)
+    assert conv.conv_general_dilated(x, rhs, **options) == "shifted"
+    with conv.paths_for("tpu"):
+        assert conv.conv_general_dilated(x, rhs, **options).shape == x.shape
+    assert conv.conv_general_dilated(x, rhs, **options) == "shifted"
 
 
 @pytest.mark.parametrize(("window", "groups"), [((1, 1), 1), ((3, 3), 4), ((3, 3), 1)])
