@@ -80,16 +80,6 @@ def get_config(name, arg=""):
     return importlib.import_module(f"basisnet_jax.configs.{name}").get_config(arg)
 
 
-@pytest.fixture(autouse=True)
-def quick_tracing(monkeypatch):
-    """Half of all tracing is the message with which jax 0.10 refuses flax, who asks each traced value's sharding."""
-
-    def refuse(_):
-        raise AttributeError("sharding")
-
-    monkeypatch.setattr(jax.core.Tracer, "sharding", property(refuse))
-
-
 def test_every_config_is_tested():
     folder = pathlib.Path(basisnet_jax.configs.__file__).parent
     names = {path.stem for path in folder.glob("*.py")} - {"__init__", "default", "models"}

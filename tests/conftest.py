@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 import pytest
 from basisnet_jax.configs import digits
 
@@ -37,3 +38,15 @@ def tiny():
 def data_dir(tmp_path_factory):
     """Where the digits are prepared once for all tests."""
     return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_tracing():
+    """Half of all tracing is the message with which jax 0.10 refuses flax, who asks each traced value's sharding."""
+
+    def refuse(_):
+        raise AttributeError("sharding")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.core.Tracer, "sharding", property(refuse))
+        yield

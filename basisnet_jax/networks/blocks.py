@@ -79,24 +79,16 @@ class BatchNorm(nnx.BatchNorm):
             return super().__call__(x)
         if x.shape[0] % self.groups:
             raise UserError(f"config.batch_norm_groups={self.groups} does not divide a batch of {x.shape[0]}")
-        if self.groups > 1:
-            return self._by_groups(x)
-        before = self.var[...]
-        y = super().__call__(x)
-        # var = m * before + (1 - m) * biased; n / (n - 1) times `biased` is wanted.
-        samples = x.size // x.shape[-1]
-        self.var[...] += (self.var[...] - self.momentum * before) / max(samples - 1, 1)
-        return y
-
-    def _by_groups(self, x):
         parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(jnp.float32)
         axes = tuple(range(1, parts.ndim - 1))
-        mean, var = jnp.mean(parts, axes, keepdims=True), jnp.var(parts, axes, keepdims=True)
+        mean = jnp.mean(parts, axes, keepdims=True)
+        var = jnp.maximum(jnp.mean(jnp.square(parts), axes, keepdims=True) - jnp.square(mean), 0)  # reads x once
         samples = parts.size // (self.groups * x.shape[-1])
-        unbiased = var * samples / max(samples - 1, 1)
+        unbiased = var * (samples / max(samples - 1, 1))
         for running, new in ((self.mean, mean), (self.var, unbiased)):
-            running[...] = self.momentum * running[...] + (1 - self.momentum) * new.mean(axis=0).ravel()
-        y = (parts - mean) * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+            # `running[...] = ` would ask a traced array for its sharding, whose refusal is half the time of tracing.
+            running.set_value(self.momentum * running[...] + (1 - self.momentum) * new.mean(axis=0).ravel())
+        y = (parts - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
         return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
 
