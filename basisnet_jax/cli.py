@@ -18,7 +18,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from basisnet_jax.errors import UserError
+from basisnet_jax.errors import LostProcess, UserError
 
 
 def train(argv: list[str]) -> None:
@@ -27,18 +27,20 @@ def train(argv: list[str]) -> None:
     parsed = parse(argv, "config", "workdir", **PROCESSES)
     from basisnet_jax import partition, train
 
-    partition.initialize(*(parsed[name].value for name in PROCESSES))
-    train.train(resolve(parsed.config), parsed.workdir)
+    with partition.joined(*(parsed[name].value for name in PROCESSES)):
+        train.train(resolve(parsed.config), parsed.workdir)
 
 
 def evaluate(argv: list[str]) -> None:
-    """basisnet evaluate --workdir=DIR [--checkpoint=STEP|best] [--threshold=T]"""
-    parsed = parse(argv, "workdir", checkpoint=None, threshold=None)
-    from basisnet_jax import evaluate, runs
+    """basisnet evaluate --workdir=DIR [--checkpoint=STEP|best] [--threshold=T], and as many processes as train takes"""
+    parsed = parse(argv, "workdir", checkpoint=None, threshold=None, **PROCESSES)
+    from basisnet_jax import evaluate, partition, runs
 
     threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
     config = runs.load_config(parsed.workdir)
-    print(evaluate.table(evaluate.evaluate(config, parsed.workdir, parsed.checkpoint, threshold)))
+    with partition.joined(*(parsed[name].value for name in PROCESSES)):
+        report = evaluate.evaluate(config, parsed.workdir, parsed.checkpoint, threshold)
+        print(evaluate.table(report))
 
 
 def madds(argv: list[str]) -> None:
@@ -105,12 +107,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"verb {argv[0]!r} is unknown, expected one of {', '.join(VERBS)}")
         VERBS[argv[0]](argv[1:])
         return 0
-    except UserError as error:
+    except (UserError, LostProcess) as error:
         print(f"basisnet: {error}", file=sys.stderr)
-        return 2
+        code = 2 if isinstance(error, UserError) else 1
     except Exception:
         traceback.print_exc()
-        return 1
+        code = 1
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        # Usually JAX waits at the end for the run's other processes, and they wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def parse(argv: list[str], *required: str, rest: str = "", **optional: str | bool | None) -> flags.FlagValues:

@@ -4,13 +4,14 @@ A static network shares one kernel over the batch; a basis network has B of them
 shape and backend, and every path gives what 'loop' gives, forward and gradient:
 
     pointwise   windows of 1: one batched matrix product
-    depthwise   a sum of shifted multiply-adds with its own gradient; the choice on CPU
-    folded      the batch folded into the channels of one grouped convolution; for depthwise on TPU and GPU
+    depthwise   a sum of shifted multiply-adds with its own gradient
+    folded      the batch folded into the channels of one grouped convolution; for strided depthwise on TPU
     general     patches times kernels, again one batched matrix product
     loop        one ordinary convolution per example: slow, readable, the reference; gathers a sharded batch
 
 `conv_general_dilated` runs the depthwise layers of static networks by the same shifted sum, so that a static network
-and a basis network are compared fairly. Times below were measured on a 2-core CPU, in float32.
+and a basis network are compared fairly. Times below were measured on a 2-core CPU, in float32; what
+is said of TPU, on programs compiled for v5e. Nothing here was measured on a GPU.
 """
 
 import contextlib
@@ -82,7 +83,7 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
     possible["pointwise"] = groups == 1 and set(window) == {1} and not any(map(any, pads))
     possible["depthwise"] = groups == x.shape[-1] == kernels.shape[-1] and rank <= 2
     if path is None:
-        depthwise = "depthwise" if platform() == "cpu" else "folded"
+        depthwise = "folded" if platform() == "tpu" and max(strides) > 1 else "depthwise"
         path = "pointwise" if possible["pointwise"] else depthwise if possible["depthwise"] else "general"
     if not possible.get(path):
         raise ValueError(
@@ -146,7 +147,8 @@ def _depthwise(x, kernels, strides, dilation, groups):
 
 def _folded(x, kernels, strides, dilation, groups):
     # Not for CPU: depthwise [32, 14, 14, 240] 3x3 takes 74 ms forward and 8.6 s for the kernel gradient there (the
-    # shifted sum: 3 and 5 ms).
+    # shifted sum: 3 and 5 ms). On TPU a stride costs the shifted sum much: in [16, 112, 112, 64] 3x3 stride 2 it moves
+    # 607 MB forward, this 42; at stride 1 both move the same, and this takes 4-6 times as long to compile.
     batch = x.shape[0]
     x = jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], -1)
     kernels = jnp.moveaxis(kernels, 0, -2).reshape(*kernels.shape[1:-1], -1)
@@ -190,8 +192,9 @@ def _shifted_sum_bwd(strides, dilation, residuals, dy):
     # Autodiff would reduce over the whole image once per tap. Forward and backward, [32, 28, 28, 120] 5x5: 76 ms, by
     # autodiff 339, by XLA's depthwise convolution 1693; [32, 112, 112, 64] 3x3 stride 2: 151, 233, 2409.
     x, kernels = residuals
-    dx = _input_gradient(_accumulable(dy), kernels, x.shape[1:3], strides, dilation)
-    dkernels = _kernel_gradient(_accumulable(x), _accumulable(dy), kernels.shape, strides, dilation)
+    dx = _input_gradient(dy, kernels, x.shape[1:3], strides, dilation)
+    kernel_gradient = _kernel_gradient_by_rows if platform() == "cpu" else _kernel_gradient_by_taps
+    dkernels = kernel_gradient(x, dy, kernels.shape, strides, dilation)
     return dx.astype(x.dtype), dkernels.astype(kernels.dtype)
 
 
@@ -211,19 +214,33 @@ def _input_gradient(dy, kernels, size, strides, dilation):
     )
     top, left = (kh - 1) * dilation[0] // sh, (kw - 1) * dilation[1] // sw
     dy = _pad(dy, ((top, height - dy.shape[1]), (left, width - dy.shape[2])))
-    phases = [[jnp.zeros((dy.shape[0], height, width, dy.shape[3]), dy.dtype)] * sw for _ in range(sh)]
+    zero = jnp.zeros((dy.shape[0], height, width, dy.shape[3]), _accumulable(dy).dtype)
+    phases = [[zero] * sw for _ in range(sh)]
     for (i, j), tap in zip(itertools.product(range(kh), range(kw)), _taps(kernels), strict=True):
         (down, p), (right, q) = divmod(i * dilation[0], sh), divmod(j * dilation[1], sw)
-        phases[p][q] += dy[:, top - down : top - down + height, left - right : left - right + width] * tap
+        seen = dy[:, top - down : top - down + height, left - right : left - right + width]
+        phases[p][q] += _accumulable(seen) * tap
     dx = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
     return dx.reshape(dy.shape[0], height * sh, width * sw, -1)[:, : size[0], : size[1]]
 
 
-def _kernel_gradient(x, dy, shape, strides, dilation):
-    """From x [B, H, W, C] and dy [B, H', W', C], row by row, summed over the width last -> [B or 1, kh, kw, C].
+def _kernel_gradient_by_taps(x, dy, shape, strides, dilation):
+    """From x [B, H, W, C] and dy [B, H', W', C], one reduction per tap -> [B or 1, kh, kw, C].
 
-    One reduction per tap takes 3-13 times as long; reducing each row over the width, 1.4-2.5 times.
+    XLA for TPU fuses them into one pass over x and dy.
     """
+    taps = [
+        (_accumulable(seen) * _accumulable(dy)).sum(axis=(1, 2)) for seen in _windows(x, shape[1:3], strides, dilation)
+    ]
+    return _summed(jnp.stack(taps, axis=1).reshape(-1, *shape[1:]), shape)
+
+
+def _kernel_gradient_by_rows(x, dy, shape, strides, dilation):
+    """The same, row by row, summed over the width last.
+
+    On CPU one reduction per tap takes 3-13 times as long; reducing each row over the width, 1.4-2.5 times.
+    """
+    x, dy = _accumulable(x), _accumulable(dy)
     kh, kw = shape[1:3]
 
     def add_row(h, sums):  # kw times [B, kh, W', C]
@@ -234,7 +251,11 @@ def _kernel_gradient(x, dy, shape, strides, dilation):
 
     zero = jnp.zeros((dy.shape[0], kh, *dy.shape[2:]), dy.dtype)
     sums = lax.fori_loop(0, dy.shape[1], add_row, [zero] * kw)
-    gradient = jnp.stack([total.sum(axis=2) for total in sums], axis=2)
+    return _summed(jnp.stack([total.sum(axis=2) for total in sums], axis=2), shape)
+
+
+def _summed(gradient, shape):
+    """Over the batch, where it shares one kernel."""
     return gradient if shape[0] == gradient.shape[0] else gradient.sum(axis=0, keepdims=True)
 
 

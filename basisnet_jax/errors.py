@@ -1,5 +1,9 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that are told in one line, without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake of the user: the command line prints its one line and exits with code 2."""
+    """A mistake of the user, who can mend it: exit code 2."""
+
+
+class LostProcess(Exception):
+    """Another process of this run is gone: exit code 1."""

@@ -1,7 +1,6 @@
 """Exact, masked metrics of both heads, and what early termination makes of them."""
 
 import datetime
-import json
 import os
 import subprocess
 
@@ -11,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from basisnet_jax import checkpoint, early_exit, losses, madds, models, partition, plots
+from basisnet_jax import checkpoint, early_exit, losses, madds, models, partition, plots, runs
 from basisnet_jax.data import pipeline
 from basisnet_jax.models import Functional
 
@@ -72,8 +71,7 @@ def write_report(config, workdir: str, functions: Functional, state, step: int, 
         }
     report["provenance"] = provenance(config)
     if jax.process_index() == 0:
-        with open(os.path.join(workdir, "evaluation.json"), "w") as file:
-            json.dump(report, file, indent=1)
+        runs.write_json(os.path.join(workdir, "evaluation.json"), report)
         if "early_termination" in report:
             plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
     return report

@@ -5,6 +5,7 @@ the order of the labels), `metrics.jsonl`, TensorBoard events.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -69,8 +70,7 @@ def claim(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def write_classes(workdir: str, names: list[str]) -> None:
     """Writes `classes.json`, unless it is there already: names that a user has put in it stay."""
-    if jax.process_index() == 0:
-        _write_once(workdir, "classes.json", names)
+    _write_once(workdir, "classes.json", names)
 
 
 def load_classes(workdir: str, num_classes: int) -> list[str]:
@@ -110,6 +110,21 @@ def locked(workdir: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def told_when_full(workdir: str) -> Iterator[None]:
+    """A full disk ends the run in one line, whatever part of it, in whatever library, was writing."""
+    try:
+        yield
+    except Exception as error:
+        reason = next((text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)), None)
+        if reason is None:
+            raise
+        step = checkpoint.newest(workdir)
+        saved = "no checkpoint was saved yet" if step is None else f"the checkpoint of step {step} is whole"
+        message = f"workdir {workdir} cannot be written: {reason}; {saved}, and the same command goes on from there"
+        raise UserError(message) from error
+
+
 def load_config(workdir: str) -> ml_collections.ConfigDict:
     """The resolved config of the run in `workdir`."""
     path = os.path.join(workdir, "config.json")
@@ -124,15 +139,20 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
 
 def _write_once(workdir: str, name: str, value: dict | list) -> None:
     path = os.path.join(workdir, name)
-    if os.path.exists(path):
+    if os.path.exists(path) or jax.process_index() > 0:
         return
     try:
         os.makedirs(workdir, exist_ok=True)
-        with open(path + ".tmp", "w") as file:
-            json.dump(value, file, indent=1)
-        os.replace(path + ".tmp", path)
+        write_json(path, value)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def write_json(path: str, value: dict | list) -> None:
+    """Writes all of a file or nothing."""
+    with open(path + ".tmp", "w") as file:
+        json.dump(value, file, indent=1)
+    os.replace(path + ".tmp", path)
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -151,7 +171,9 @@ class Log:
 
     def __init__(self, workdir: str, first_step: int):
         self.path = os.path.join(workdir, "metrics.jsonl")
-        if os.path.exists(self.path):  # what a killed run logged after its last checkpoint is about to be logged again
+        if jax.process_index() == 0 and os.path.exists(
+            self.path
+        ):  # what a killed run logged after its last checkpoint is about to be logged again
             with open(self.path) as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
             with open(self.path, "w") as file:
@@ -165,4 +187,5 @@ class Log:
             self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
 
     def close(self) -> None:
-        self.tensorboard.close()
+        if jax.process_index() == 0:
+            self.tensorboard.close()

@@ -64,6 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     # 3. The batches and the random keys from there on follow from (seed, step): nothing else has to be restored.
     # However it ends, what was saved and logged until then is on disk.
     with contextlib.ExitStack() as stack:
+        stack.enter_context(runs.told_when_full(workdir))
         stack.enter_context(runs.locked(workdir))
         checkpoint.set_damaged_aside(workdir)
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, config.keep_checkpoints)))
@@ -155,8 +156,9 @@ def finished_report(config, workdir: str, functions: Functional, state: TrainSta
 def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, first_step: int) -> None:
     """What is about to be trained, on a few lines; every array's name and shape go to `parameters.txt`."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    with open(os.path.join(workdir, "parameters.txt"), "w") as file:
-        print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
+    if jax.process_index() == 0:
+        with open(os.path.join(workdir, "parameters.txt"), "w") as file:
+            print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
     items = madds.count(model, evaluate.image_shape(config))
     parts = ", ".join(f"{part} {cost / 1e6:.2f}M" for part, cost in madds.summary(items).items())
     print(f"{parameter_overview.count_parameters(params):,} parameters (listed in {workdir}/parameters.txt)")

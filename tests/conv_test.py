@@ -43,14 +43,17 @@ def assert_same(actual, expected, tolerance=1e-5):
 
 
 def assert_equals_loop(x, kernels, paths, **options):
-    """Forward and both gradients; all in one compilation."""
+    """Forward and both gradients, as on CPU and as elsewhere; all in one compilation."""
 
     @partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(x, kernels):
-        return [
-            value_and_gradients(partial(conv.conv_per_example, path=path, **options), x, kernels)
-            for path in ("loop", *paths)
-        ]
+        results = []
+        for path in ("loop", *paths):
+            for platform in ("cpu", "tpu") if path == "depthwise" else ("cpu",):
+                with conv.paths_for(platform):
+                    f = partial(conv.conv_per_example, path=path, **options)
+                    results.append(value_and_gradients(f, x, kernels))
+        return results
 
     expected, *results = run(x, kernels)
     for result in results:
@@ -166,16 +169,23 @@ def test_static_drop_in_serves_nnx():
 
 
 @pytest.mark.parametrize(
-    ("backend", "groups", "expected"),
-    [("cpu", 4, "_depthwise"), ("tpu", 4, "_folded"), ("gpu", 4, "_folded"), ("tpu", 1, "_general")],
+    ("backend", "groups", "strides", "expected"),
+    [
+        ("cpu", 4, 1, "_depthwise"),
+        ("cpu", 4, 2, "_depthwise"),
+        ("tpu", 4, 1, "_depthwise"),
+        ("tpu", 4, 2, "_folded"),
+        ("gpu", 4, 2, "_depthwise"),
+        ("tpu", 1, 2, "_general"),
+    ],
 )
-def test_choice_by_backend(backend, groups, expected, monkeypatch):
+def test_choice_by_backend(backend, groups, strides, expected, monkeypatch):
     monkeypatch.setattr(conv, expected, lambda *_: "chosen")
     x, kernels = normal(0, 2, 5, 5, 4), normal(1, 2, 3, 3, 4 // groups, 4)
     with conv.paths_for(backend):
-        assert conv.conv_per_example(x, kernels, groups=groups) == "chosen"
+        assert conv.conv_per_example(x, kernels, groups=groups, strides=strides) == "chosen"
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert conv.conv_per_example(x, kernels, groups=groups) == "chosen"
+    assert conv.conv_per_example(x, kernels, groups=groups, strides=strides) == "chosen"
 
 
 def test_static_drop_in_by_backend(monkeypatch):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import signal
+import socket
 import subprocess
 import time
 
@@ -80,6 +81,63 @@ def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path, capsys):
     # What a killed run leaves is no lock.
     with runs.locked(str(workdir)):
         pass
+
+
+def start_two(workdir, *flags):
+    """One run in two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(workdir, *flags, f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in range(2)
+    ]
+
+
+def test_when_one_process_dies_or_is_preempted_the_others_end_too(flags, tmp_path):
+    flags = [*flags, "--config.num_epochs=500"]
+    workdir = tmp_path / "run"
+    survivor, victim = start_two(workdir, *flags)
+    wait_for_steps(survivor, workdir, 2)
+    victim.kill()
+    begin = time.monotonic()
+    output, _ = survivor.communicate(timeout=100)
+    assert time.monotonic() - begin < 60
+    assert survivor.returncode == 1 and "Traceback" not in output
+    assert "process 0 of 2 stops: another one has died or cannot be reached" in output
+    victim.communicate()
+
+    saved = faults.steps(workdir)[-1]
+    both = start_two(workdir, *flags)
+    while faults.steps(workdir)[-1] == saved:
+        assert both[0].poll() is None, both[0].communicate()[0]
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGTERM)  # one is enough
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert f"going on after step {saved}" in outputs[0]
+    assert all(f"stopped after step {faults.steps(workdir)[-1]} of 8000, saved" in output for output in outputs)
+
+
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(flags, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("making a small file system takes root")
+    try:
+        flags = [*flags, "--config.keep_checkpoints=100"]
+        process = start(disk / "run", *flags)
+        output, _ = process.communicate(timeout=300)
+        saved = faults.steps(disk / "run")
+        assert process.returncode == 2 and "Traceback" not in output, output
+        expected = f"cannot be written: No space left on device; the checkpoint of step {saved[-1]} is whole"
+        assert expected in output.splitlines()[-1]
+        assert all(checkpoint.damage(disk / "run" / "checkpoints" / str(step)) is None for step in saved)
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        process = start(disk / "run", *flags)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and f"going on after step {saved[-1]}" in output, output
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])

@@ -168,6 +168,8 @@ def test_what_is_refused(monkeypatch):
     with pytest.raises(UserError, match="config.fsdp=3 does not divide the 8 devices"):
         partition.create_mesh(16, 3)
     with pytest.raises(UserError, match="must be given together"):
-        partition.initialize("localhost:1")
+        with partition.joined("localhost:1"):
+            pass
     with pytest.raises(UserError, match="--processes=2 --process=2, expected two numbers, the second the smaller"):
-        partition.initialize("localhost:1", "2", "2")
+        with partition.joined("localhost:1", "2", "2"):
+            pass

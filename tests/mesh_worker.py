@@ -84,6 +84,5 @@ def main(config_file: str, jobs_file: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        partition.initialize(*sys.argv[4:])
-    main(*sys.argv[1:4])
+    with partition.joined(*sys.argv[4:]):
+        main(*sys.argv[1:4])
