@@ -19,6 +19,7 @@ from clu import metric_writers
 from flax import nnx
 
 from basisnet_jax import checkpoint, models
+from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 
@@ -126,11 +127,11 @@ def told_when_full(workdir: str) -> Iterator[None]:
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
-    """The resolved config of the run in `workdir`."""
+    """The resolved config of the run in `workdir`. Fields that did not exist yet when it began have their defaults."""
     path = os.path.join(workdir, "config.json")
     try:
         with open(path) as file:
-            return ml_collections.ConfigDict(json.load(file))
+            return ml_collections.ConfigDict(over(json.loads(default.get_config().to_json()), json.load(file)))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:
@@ -153,6 +154,12 @@ def write_json(path: str, value: dict | list) -> None:
     with open(path + ".tmp", "w") as file:
         json.dump(value, file, indent=1)
     os.replace(path + ".tmp", path)
+
+
+def over(defaults: dict, given: dict) -> dict:
+    """`given`, and what it does not state from `defaults`, in every dict inside as well."""
+    both = [name for name in defaults if isinstance(defaults[name], dict) and isinstance(given.get(name), dict)]
+    return {**defaults, **given, **{name: over(defaults[name], given[name]) for name in both}}
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

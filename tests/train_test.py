@@ -17,7 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from basisnet_jax import cli, models, optimizer, train
+from basisnet_jax import cli, models, optimizer, runs, train
 from basisnet_jax.data import pipeline
 
 # 16 steps, 8 an epoch. Checkpoints at 5, 8, 10, 15 and 16: most of them in the middle of an epoch.
@@ -231,6 +231,15 @@ def test_a_finished_run_is_not_trained_again(copy, flags, capsys):
     for remade in ("evaluation.json", "early_termination.png"):
         assert after.pop(f"{copy}/{remade}") != before.pop(f"{copy}/{remade}")
     assert after == before
+
+
+def test_a_run_from_before_a_field_existed(copy, flags, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    del config["accumulate"], config["augment"]["erasing"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert runs.load_config(str(copy)).accumulate == 1
+    assert cli.main(["train", *flags, f"--workdir={copy}"]) == 0
+    assert "has finished its 16 steps" in capsys.readouterr().out
 
 
 def test_the_workdir_of_another_config_is_refused(copy, flags, capsys):
