@@ -2,6 +2,16 @@
 
 A config is a Python file with `get_config(arg="")`; the argument is what follows the colon in
 `--config=configs/digits.py:bases=4,width=0.5`, and any field can be set with `--config.field=value`.
+
+On more than one device `batch_size` stays that of all of them together:
+
+    one machine, several GPUs   the same command; it uses all of them
+    a TPU pod slice             the same command on every host, such as by gcloud compute tpus tpu-vm ssh --worker=all
+    SLURM                       sbatch experiments/slurm/train.sbatch --config=FILE --workdir=DIR
+    anything else               on each process --coordinator=HOST:PORT --processes=N --process=I, I from 0 to N - 1
+
+All processes must see the same workdir and data_dir, on NFS, Lustre or a mounted bucket. What a batch needs on a TPU,
+and how long a step takes at least, is told without having one: `basisnet plan --config=FILE --topology=v5e:16x16`.
 """
 
 import ml_collections

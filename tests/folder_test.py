@@ -120,3 +120,5 @@ def test_mistakes(tmp_path, tiny):
     config = tiny(dataset=f"folder:{root}", data_dir=str(tmp_path / "data"), num_classes=10)
     with pytest.raises(UserError, match="num_classes is 10, but .* has 2"):
         pipeline.builder(config)
+    with pytest.raises(UserError, match="names no folder, expected folder:/path/to/images"):
+        pipeline.builder(tiny(dataset="folder:"))

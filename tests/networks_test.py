@@ -118,6 +118,7 @@ def test_make_divisible(channels, rounded):
         ({"name": "mobilenet_v9"}, "mobilenet_v9"),
         ({"name": "mobilenet_v2", "stage_strides": (1, 2)}, "expected 7"),
         ({"name": "mobilenet_v2", "padding": "valid"}, "symmetric"),
+        ({"name": "mobilenet_v2", "dilation": 2}, "'mobilenet_v2' has no argument 'dilation'"),
     ],
 )
 def test_mistakes_are_named(kwargs, words):

@@ -158,6 +158,8 @@ def builder(config) -> tfds.core.DatasetBuilder:
     try:
         if name.startswith("folder:"):
             path = name.removeprefix("folder:")
+            if not path:
+                raise UserError("config.dataset='folder:' names no folder, expected folder:/path/to/images")
             ds_builder = folder.Folder(path, config.bad_images, data_dir=config.data_dir or None)
         else:
             ds_builder = tfds.builder(name, data_dir=config.data_dir or None)

@@ -1,6 +1,7 @@
 """The networks, by name. Each is a plain `nnx.Module`: images to logits, `features` to what its classifier reads."""
 
 import functools
+import inspect
 
 from flax import nnx
 
@@ -24,4 +25,9 @@ def create(name: str, **kwargs) -> nnx.Module:
     """The network called `name`, built with its class's arguments; one that is None keeps the class's default."""
     if name not in NETWORKS:
         raise UserError(f"network {name!r} is unknown, expected one of {', '.join(sorted(NETWORKS))}")
-    return NETWORKS[name](**{key: value for key, value in kwargs.items() if value is not None})
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    network = NETWORKS[name]
+    known = inspect.signature(getattr(network, "func", network).__init__).parameters
+    if unknown := sorted(given.keys() - known.keys()):
+        raise UserError(f"network {name!r} has no argument {unknown[0]!r}")
+    return network(**given)
