@@ -195,6 +195,8 @@ def quiet_logs() -> None:
         if record.msg == "Setting work unit notes: %s":  # clu's ReportProgress
             record.msg = "%s"
             return True
+        if record.getMessage().startswith("Using custom data configuration"):  # TFDS of a folder, each time it is read
+            return False
         return record.levelno >= logging.converter.STANDARD_WARNING and "orbax" not in record.pathname
 
     handler.addFilter(shown)

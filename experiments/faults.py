@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     # Long enough that the run is not over before the last kill.
-    epochs = f"--config.num_epochs={max(args.kills * 10, 20)}"
+    epochs = f"--config.num_epochs={max(args.kills * 6, 20)}"
     print(json.dumps(run(args.workdir, args.kills, epochs, seed=args.seed)))
 
 
