@@ -20,16 +20,9 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from basisnet_jax import conv as conv_lib
 from basisnet_jax import initializers
-
-MIXED_KERNELS = "mixed kernels"  # the name under which a checkpoint policy finds them
-
-# Policy of `jax.checkpoint`: the backward pass mixes the kernels of every example again, all else is kept. What it
-# costs is the mixing, N multiply-adds a weight and example; what it saves is a network's weights for every example.
-all_but_mixed_kernels = jax.checkpoint_policies.save_anything_except_these_names(MIXED_KERNELS)
 
 
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
@@ -38,7 +31,13 @@ def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
 
 
 class BasisLayer(nnx.Module):
-    """A layer that holds N kernels, [N, *kernel shape], in the place of its one, and mixes them for each example."""
+    """A layer that holds N kernels, [N, *kernel shape], in the place of its one, and mixes them for each example.
+
+    With `remat` the backward pass mixes the kernels of all examples again instead of keeping them from the forward
+    pass. It costs the mixing, N multiply-adds a weight and example.
+    """
+
+    remat = False
 
     def __init__(self, layer: nnx.Conv | nnx.Linear, kernels_N: jax.Array):
         self.layer = layer
@@ -50,22 +49,27 @@ class BasisLayer(nnx.Module):
     def in_features(self) -> int:
         return self.layer.in_features
 
-    def operands(self, x):
-        """Input, every example's kernel and the bias (or None) in the layer's computation dtype."""
+    def __call__(self, x):
         if self.coefficients is None:
             raise ValueError("a basis layer was called without coefficients: call the network inside `mixed`")
         layer = self.layer
         bias = None if layer.bias is None else layer.bias[...]
         x, kernels_N, bias = layer.promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)
-        return x, checkpoint_name(mix(self.coefficients, kernels_N), MIXED_KERNELS), bias
+
+        def mix_and_apply(x, coefficients, kernels_N):
+            return self.apply(x, mix(coefficients, kernels_N))
+
+        if self.remat:
+            mix_and_apply = jax.checkpoint(mix_and_apply)
+        y = mix_and_apply(x, self.coefficients, kernels_N)
+        return y if bias is None else y + bias
 
 
 class BasisConv(BasisLayer):
     """`nnx.Conv` with N kernels, [N, *window, I / groups, O]."""
 
-    def __call__(self, x):
-        x, kernels_B, bias = self.operands(x)
-        y = conv_lib.conv_per_example(
+    def apply(self, x, kernels_B):
+        return conv_lib.conv_per_example(
             x,
             kernels_B,
             strides=_per_dimension(self.layer.strides, self.layer),
@@ -73,16 +77,13 @@ class BasisConv(BasisLayer):
             dilation=_per_dimension(self.layer.kernel_dilation, self.layer),
             groups=self.layer.feature_group_count,
         )
-        return y if bias is None else y + bias
 
 
 class BasisLinear(BasisLayer):
     """`nnx.Linear` with N kernels, [N, I, O]: [B, ..., I] -> [B, ..., O]."""
 
-    def __call__(self, x):
-        x, kernels_B, bias = self.operands(x)
-        y = jnp.einsum("b...i,bio->b...o", x, kernels_B)
-        return y if bias is None else y + bias
+    def apply(self, x, kernels_B):
+        return jnp.einsum("b...i,bio->b...o", x, kernels_B)
 
 
 Initializer = Callable[[jax.Array, jax.Array, int], jax.Array]

@@ -22,6 +22,8 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, blocks.BatchNorm):
             module.groups = config.batch_norm_groups
+        if isinstance(module, basis.BasisLayer):
+            module.remat = config.remat_kernels
     return model
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from basisnet_jax import basis, coefficients, evaluate, losses, mixup, optimizer
+from basisnet_jax import coefficients, evaluate, losses, mixup, optimizer
 from basisnet_jax.models import Functional
 
 
@@ -58,8 +58,6 @@ def make_train_step(
             loss, parts = losses.joint(outputs, examples["targets"], examples.get("taught"), config)
             return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})
 
-        if config.remat_kernels:
-            loss_fn = jax.checkpoint(loss_fn, policy=basis.all_but_mixed_kernels)
         gradient_of = jax.grad(loss_fn, has_aux=True)
         if config.accumulate == 1:
             grads, (batch_stats, metrics) = gradient_of(state.params, examples, step_key)
