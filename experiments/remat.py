@@ -1,23 +1,26 @@
 """Memory of a training step that keeps the per-example kernels for its backward pass, and of one that makes them again.
 
-    python experiments/remat.py --config=configs/imagenet_basisnet_mv3.py --config.dtype=float32 --batch_sizes=32
+    python experiments/remat.py --config=configs/imagenet_basisnet_mv3.py --batch_sizes=256 --topology=v5e:2x2
 
-Compiles the step on the devices that are there, without running it, and prints what XLA sets aside for temporaries.
-`config.remat_kernels` is the switch. On a TPU that is not there: `basisnet plan --config.remat_kernels=True`.
+Compiles the step, without running it, and prints what XLA sets aside for temporaries on a device: of a TPU that need
+not be there (extra `tpu-plan`), or without --topology of the devices that are. `config.remat_kernels` is the switch. To
+be quick the compiler is asked for its least effort, so a run's own figures differ.
 """
 
 import argparse
 
 import jax
 
-from basisnet_jax import basis, cli, models, partition, plan
+from basisnet_jax import basis, cli, conv, models, partition, plan
 
 
-def temporaries(config) -> int:
+def temporaries(config, devices) -> int:
     """Bytes on each device."""
-    lowered = plan.lower(config, partition.create_mesh(config.batch_size, config.fsdp), examples=None)
-    quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}  # of machine code only
-    return lowered.compile(quickly).memory_analysis().temp_size_in_bytes
+    with conv.paths_for(devices[0].platform):
+        lowered = plan.lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples=None)
+    on_cpu = {"xla_backend_optimization_level": 0}  # of machine code only
+    options = on_cpu if devices[0].platform == "cpu" else {"exec_time_optimization_effort": -1.0}
+    return lowered.compile(options).memory_analysis().temp_size_in_bytes
 
 
 def kernels_of_an_example(config) -> int:
@@ -30,15 +33,17 @@ def kernels_of_an_example(config) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_sizes", default="32")
+    parser.add_argument("--topology")
     args, of_config = parser.parse_known_args()
     cli.quiet_logs()
     config = cli.resolve(cli.parse(of_config, "config").config)
-    print(f"{config.dtype}, {jax.device_count()} x {jax.devices()[0].device_kind}")
+    devices = plan.find_devices(args.topology)[0] if args.topology else jax.devices()
+    print(f"{config.dtype}, {len(devices)} x {devices[0].device_kind}")
     print(f"{'batch':>5}  {'its kernels':>12}  {'kept':>12}  {'made again':>12}  {'less':>6}")
     for config.batch_size in map(int, args.batch_sizes.split(",")):
-        kernels, sizes = config.batch_size // jax.device_count() * kernels_of_an_example(config), []
+        kernels, sizes = config.batch_size // len(devices) * kernels_of_an_example(config), []
         for config.remat_kernels in (False, True):
-            sizes.append(temporaries(config))
+            sizes.append(temporaries(config, devices))
         columns = "  ".join(f"{size / 2**20:>8.0f} MiB" for size in (kernels, *sizes))
         print(f"{config.batch_size:>5}  {columns}  {1 - sizes[1] / sizes[0]:>6.1%}", flush=True)
 
