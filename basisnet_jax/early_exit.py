@@ -89,6 +89,12 @@ def curve(
     return [Point(*map(float, row)) for row in zip(thresholds, share, top1, mean_madds, strict=True)]
 
 
+def within(points: list[Point], target_madds: float) -> float:
+    """The threshold whose mean multiply-adds come nearest to `target_madds`, at least the preview's, from below."""
+    affordable = [point for point in points if point.mean_madds <= target_madds * (1 + 1e-9)]
+    return max(affordable, key=lambda point: point.mean_madds).threshold
+
+
 def choose(points: list[Point], max_drop: float) -> float:
     """The threshold that saves most while top-1 falls by at most `max_drop` below that of no early termination."""
     floor = points[0].top1 - max_drop - 1e-9
@@ -185,7 +191,7 @@ class TwoStage:
         def start():
             places, *inputs = zip(*(pool.popleft() for _ in range(min(len(pool), self.batch_size))), strict=True)
             size = next(size for size in self.sizes if size >= len(places))
-            running.append((places, self._specialist(*(_padded(np.stack(rows), size) for rows in inputs))))
+            running.append((places, self._specialist(*(padded(np.stack(rows), size) for rows in inputs))))
 
         def finish():
             places, logits = running.popleft()
@@ -193,7 +199,7 @@ class TwoStage:
                 place[:] = row
             return len(places)
 
-        previewed = ((images, self._preview(_padded(images, self.batch_size))) for images in batches)
+        previewed = ((images, self._preview(padded(images, self.batch_size))) for images in batches)
         for (images, outputs), _ in itertools.pairwise(itertools.chain(previewed, [None])):  # the next one is started
             logits, sure, coefficients = (np.array(output)[: len(images)] for output in outputs)
             stopped = self.rule.stops(sure)
@@ -214,7 +220,7 @@ class TwoStage:
         yield from (answers for _, answers in started)
 
 
-def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
     """[n, ...] with zeros behind it: [size, ...]."""
     if len(rows) > size:
         raise ValueError(f"a batch of {len(rows)}, expected at most {size}")

@@ -142,9 +142,7 @@ def traced(monkeypatch):
     """The number of images in every trace of the specialist: what is compiled."""
     sizes = []
     stage = basisnet.BasisNet.specialist_stage
-    monkeypatch.setattr(
-        basisnet.BasisNet, "specialist_stage", lambda *args: sizes.append(len(args[1])) or stage(*args)
-    )
+    monkeypatch.setattr(basisnet.BasisNet, "specialist_stage", lambda *args: sizes.append(len(args[1])) or stage(*args))
     return sizes
 
 
@@ -188,7 +186,6 @@ def test_a_batch_too_large_is_refused(model, images):
         early_exit.TwoStage(model, early_exit.Rule(), SIZE, prepare)(images[:9])
 
 
-
 TWO_DEVICES = """
 import jax, numpy as np
 from conftest import tiny_config
@@ -201,7 +198,7 @@ np.testing.assert_allclose(two_stage(images).logits, model(images).logits, rtol=
 np.testing.assert_allclose(two_stage.single(images[1]).logits, model(images).logits[1:2], rtol=1e-4, atol=1e-5)
 logits, _, coefficients = two_stage._preview(images)
 final = two_stage._specialist(images, np.asarray(coefficients))
-assert [logits.devices(), final.devices()] == [{device} for device in jax.devices()], (logits.devices(), final.devices())
+assert [logits.devices(), final.devices()] == [{device} for device in jax.devices()]
 """
 
 
