@@ -181,7 +181,7 @@ class TwoStage:
 
         The next batch's preview runs, or waits on the device, while the specialist works. Undecided images of
         successive batches share full runs of the specialist, so that next to none of it is padding; for that a batch
-        waits for at most `PATIENCE` others.
+        waits for at most `PATIENCE` others. The arrays given must stay as they are until then.
         """
         pool: deque[tuple[np.ndarray, ...]] = deque()  # of undecided images: where to put logits, image, coefficients
         running: deque[tuple[list[np.ndarray], jax.Array]] = deque()  # where to put the logits on their way
@@ -224,4 +224,4 @@ def padded(rows: np.ndarray, size: int) -> np.ndarray:
     """[n, ...] with zeros behind it: [size, ...]."""
     if len(rows) > size:
         raise ValueError(f"a batch of {len(rows)}, expected at most {size}")
-    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+    return rows if len(rows) == size else np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
