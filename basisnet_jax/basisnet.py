@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, coefficients, initializers
+from basisnet_jax import basis, coefficients, conv, initializers
 
 
 class Outputs(NamedTuple):
@@ -96,4 +97,20 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     """Images [B, H, W, C] at [B, size, size, C], bilinear with antialiasing; costs no multiply-adds we count."""
     if images.shape[1:3] == (size, size):
         return images
-    return jax.image.resize(images, (images.shape[0], size, size, images.shape[-1]), "bilinear")
+    if conv.platform() != "cpu":
+        return jax.image.resize(images, (images.shape[0], size, size, images.shape[-1]), "bilinear")
+    # As the product with dense matrices that `jax.image.resize` has, 224 to 160 pixels costs half as much time as all
+    # that follows in the preview; as a sum of the few pixels that count, a fifth of that.
+    return _resize_axis(_resize_axis(images, size, 1), size, 2)
+
+
+def _resize_axis(images: jax.Array, size: int, axis: int) -> jax.Array:
+    length = images.shape[axis]
+    reach = max(length / size, 1.0)  # of the triangle around each new pixel's centre, in old pixels
+    centres = (np.arange(size)[:, None] + 0.5) * length / size - 0.5
+    pixels = np.ceil(centres - reach).astype(int) + np.arange(int(2 * reach) + 1)
+    weights = np.maximum(0, 1 - np.abs(pixels - centres) / reach) * ((pixels >= 0) & (pixels < length))
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(images.dtype)
+    column = [-1 if other == axis else 1 for other in range(images.ndim)]
+    terms = zip(pixels.T, weights.T, strict=True)
+    return sum(jnp.take(images, pixel, axis, mode="clip") * weight.reshape(column) for pixel, weight in terms)

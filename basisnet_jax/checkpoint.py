@@ -148,6 +148,14 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
+def fingerprint(workdir: str, step: int) -> str:
+    """What tells the checkpoint of a step from any other: the SHA-256 of its `checksums.json`."""
+    folder = pathlib.Path(directory(workdir)) / str(step)
+    path = folder / "checksums.json"
+    listed = path.read_text() if path.exists() else json.dumps(checksums(folder), indent=1)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 def damage(folder: pathlib.Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None. One without checksums is taken as it is."""
     try:

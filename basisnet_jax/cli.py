@@ -67,13 +67,37 @@ def plan(argv: list[str]) -> None:
     print(json.dumps(report) if parsed.json else plan.table(report))
 
 
+def calibrate(argv: list[str]) -> None:
+    """basisnet calibrate --workdir=DIR (--target_madds=198e6 | --max_drop=0.003) [--checkpoint=STEP|best]
+    [--criterion=max_softmax|margin|entropy] [--temperature_scaling]: when evaluate and predict stop at the preview"""
+    limits = {"target_madds": None, "max_drop": None}
+    parsed = parse(argv, "workdir", **limits, checkpoint=None, criterion="max_softmax", temperature_scaling=False)
+    given = {name: number(name, parsed[name].value) for name in limits if parsed[name].value is not None}
+    if len(given) != 1:
+        raise UserError(f"{' and '.join(given) or 'no limit'} given, expected --target_madds=N or --max_drop=FRACTION")
+    from basisnet_jax import calibrate
+
+    report = calibrate.calibrate(
+        parsed.workdir,
+        **given,
+        which=parsed.checkpoint,
+        criterion=parsed.criterion,
+        temperature_scaling=parsed.temperature_scaling,
+    )
+    print(calibrate.table(report))
+
+
 def predict(argv: list[str]) -> None:
-    """basisnet predict --workdir=DIR IMAGE... [--json] [--checkpoint=STEP|best] [--threshold=T]"""
-    parsed = parse(argv, "workdir", rest="images", json=False, checkpoint=None, threshold=None)
+    """basisnet predict --workdir=DIR (FILE | FOLDER | -)... [--json | --csv] [--checkpoint=STEP|best] [--threshold=T]
+    where - is for a list of files on stdin"""
+    parsed = parse(argv, "workdir", rest="inputs", json=False, csv=False, checkpoint=None, threshold=None)
+    if parsed.json and parsed.csv:
+        raise UserError("--json and --csv given, expected one of them")
     from basisnet_jax import predict
 
     threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
-    predict.predict(parsed.workdir, parsed.images, parsed.checkpoint, threshold, as_json=parsed.json)
+    form = "json" if parsed.json else "csv" if parsed.csv else "table"
+    predict.predict(parsed.workdir, parsed.inputs, parsed.checkpoint, threshold, form=form)
 
 
 def import_(argv: list[str]) -> None:
@@ -88,6 +112,7 @@ PROCESSES = {"coordinator": None, "processes": None, "process": None}
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
     "madds": madds,
     "plan": plan,

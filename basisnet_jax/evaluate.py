@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from basisnet_jax import checkpoint, early_exit, losses, madds, models, partition, plots, runs
 from basisnet_jax.data import pipeline
+from basisnet_jax.early_exit import Rule
 from basisnet_jax.models import Functional
 
 
@@ -22,7 +23,8 @@ def evaluate(config, workdir: str, which: str | None = None, threshold: float | 
       config: of the run in `workdir`.
       workdir: with the checkpoints; also where the results go.
       which: a step, "best" (on the validation split), or None for the newest.
-      threshold: at which the preview's confidence ends inference; None chooses it on the validation split.
+      threshold: at which the preview's confidence, its largest probability, ends inference. None takes the rule that
+        `basisnet calibrate` found for this checkpoint or, where it never ran, chooses one on the validation split.
     """
     model = models.create(config)
     functions = models.functional(model)
@@ -35,13 +37,19 @@ def evaluate(config, workdir: str, which: str | None = None, threshold: float | 
     }
     checkpoints = checkpoint.manager(workdir)
     step = checkpoint.pick(checkpoints, which)
+    rule = runs.load_rule(workdir, step) if threshold is None else Rule(threshold)
     state = checkpoint.restore(checkpoints, step, state)
-    return write_report(config, workdir, functions, state, step, mesh, threshold)
+    return write_report(config, workdir, functions, state, step, mesh, rule)
 
 
-def write_report(config, workdir: str, functions: Functional, state, step: int, mesh: Mesh, threshold=None) -> dict:
-    """Test metrics with the averaged (EMA) and the raw weights, written to `workdir` and returned."""
-    per_example = make_per_example(config, functions, mesh)
+def write_report(
+    config, workdir: str, functions: Functional, state, step: int, mesh: Mesh, rule: Rule | None = None
+) -> dict:
+    """Test metrics with the averaged (EMA) and the raw weights, written to `workdir` and returned.
+
+    Without a `rule` of when images stop, its threshold is chosen on the validation split for `config.max_drop`.
+    """
+    per_example = make_per_example(config, functions, mesh, rule)
     averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
     raw = per_example(state["params"], state["batch_stats"], config.test_split)
     items = madds.count(models.create_abstract(config), image_shape(config))
@@ -55,17 +63,15 @@ def write_report(config, workdir: str, functions: Functional, state, step: int, 
     }
     if "confidence" in averaged:
         costs = madds.preview_only(items), madds.total(items)
-        chosen_on = "given"
-        if threshold is None:
-            chosen_on = config.validation_split
+        if rule is None:
             held_out = per_example(state["ema_params"], state["ema_batch_stats"], config.validation_split)
-            threshold = early_exit.choose(_curve(held_out, costs), config.max_drop)
+            rule = Rule(early_exit.choose(_curve(held_out, costs), config.max_drop), chosen_on=config.validation_split)
         points = _curve(averaged, costs)
         report |= {
             "preview_madds": costs[0],
             "early_termination": {
-                **early_exit.at(points, threshold)._asdict(),
-                "chosen_on": chosen_on,
+                **early_exit.at(points, rule.threshold)._asdict(),
+                **rule._asdict(),
                 "curve": [point._asdict() for point in early_exit.thin(points)],
             },
         }
@@ -77,8 +83,13 @@ def write_report(config, workdir: str, functions: Functional, state, step: int, 
     return report
 
 
-def make_per_example(config, functions: Functional, mesh: Mesh):
-    """`per_example(params, batch_stats, split)`: arrays [examples, ...] over a split, every example exactly once."""
+def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | None = None, *, logits=False):
+    """`per_example(params, batch_stats, split)`: arrays [examples, ...] over a split, every example exactly once.
+
+    The preview's confidence is that of the rule, without one its largest probability. With `logits`, its logits and the
+    labels are among the arrays.
+    """
+    rule = rule or Rule()
 
     @jax.jit
     def step(params, batch_stats, batch):
@@ -87,7 +98,9 @@ def make_per_example(config, functions: Functional, mesh: Mesh):
         rows = {"mask": batch["mask"], **_head(outputs.logits, targets, batch["label"], "")}
         if outputs.preview_logits is not None:
             rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
-            rows["confidence"] = early_exit.confidence(outputs.preview_logits)
+            rows["confidence"] = rule.confidence(outputs.preview_logits)
+            if logits:
+                rows |= {"preview_logits": outputs.preview_logits.astype(jnp.float32), "label": batch["label"]}
         if outputs.coefficients is not None:
             rows["coefficients"] = outputs.coefficients
         return rows

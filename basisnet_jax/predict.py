@@ -1,112 +1,177 @@
 """Labels for image files. Inference really stops: the specialist runs only where the preview is not confident."""
 
+import csv
+import itertools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
-from flax import nnx
 
 from basisnet_jax import early_exit, evaluate, madds, models, runs
-from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.data import folder, pipeline
+from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
+
+BATCH_SIZE = 64  # images, where there are so many
+FIELDS = ("file", "label", "confidence", "stage", "madds")
 
 
 def predict(
-    workdir: str, paths: list[str], which: str | None = None, threshold: float | None = None, *, as_json: bool = False
+    workdir: str, inputs: list[str], which: str | None = None, threshold: float | None = None, *, form: str = "table"
 ) -> None:
-    """Prints one line for every image file: a row of a table, or an object {file, label, confidence, stage, madds}.
+    """Prints file, label, confidence, the stage that answered and the multiply-adds spent, in the order of the inputs.
+
+    The stage is "preview" where its confidence reaches the threshold, else "specialist"; a model without a preview
+    answers as "network". The confidence is the label's probability.
 
     Args:
       workdir: of a run, trained or imported.
-      paths: image files of any kind that a folder of training images may hold.
+      inputs: image files of any kind that a folder of training images may hold; folders, for all such files in them, by
+        name; or "-", for the files and folders that stdin lists, one a line.
       which: a step, "best" (on the validation split), or None for the newest.
-      threshold: at which the preview's confidence ends inference; None takes the one that evaluated this step.
+      threshold: at which the preview's confidence, its largest probability, ends inference. None takes the rule that
+        `basisnet calibrate` found for this step or, where it never ran, the one that evaluated it.
+      form: "table", "json" (an object a line) or "csv".
 
     Raises:
-      UserError: there are no paths, no such run or checkpoint; or, after all others were answered and each of them was
+      UserError: there are no images, no such run or checkpoint; or, after all others were answered and each of them was
         named on stderr, some files cannot be read.
     """
-    if not paths:
-        raise UserError("no images given, expected basisnet predict --workdir=DIR IMAGE...")
+    paths = list_files(inputs)
     run = runs.load(workdir, which)
     names = runs.load_classes(workdir, run.config.num_classes)
-    answer = make_answer(run, evaluated_threshold(workdir, run.step) if threshold is None else threshold)
-    width = max(map(len, ("file", *paths)))
-    if not as_json:
-        print(f"{'file':<{width}}  confidence  {'stage':<10}  {'MAdds':>8}  label")
-    unread = 0
-    for path in paths:
-        try:
-            image = pipeline.evaluation_image(run.config, folder.encode(pathlib.Path(path)))
-        except UserError:
-            raise
-        except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file
-            print(f"basisnet: {folder.unreadable(path, error)}", file=sys.stderr)
-            unread += 1
-            continue
-        label, confidence, stage, cost = answer(image)
-        if as_json:
-            row = {"file": path, "label": names[label], "confidence": confidence, "stage": stage, "madds": cost}
-            print(json.dumps(row), flush=True)
-        else:
-            row = f"{path:<{width}}  {confidence:>10.4f}  {stage:<10}  {cost / 1e6:>7.2f}M  {names[label]}"
-            print(row, flush=True)
+    rule = Rule(threshold) if threshold is not None else runs.load_rule(workdir, run.step)
+    answer = make_answer(run, rule or evaluated_rule(workdir, run.step), min(BATCH_SIZE, len(paths)))
+    show = printer(form, width=max(map(len, ("file", *paths))))
+    waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read
+
+    def batches():
+        nonlocal unread
+        images = []
+        for path, image in read(run.config, paths):
+            if isinstance(image, Exception):
+                print(f"basisnet: {folder.unreadable(path, image)}", file=sys.stderr)
+                unread += 1
+                continue
+            waiting.append(path)
+            images.append(image)
+            if len(images) == BATCH_SIZE:
+                yield np.stack(images)
+                images = []
+        if images:
+            yield np.stack(images)
+
+    for label, confidence, stage, cost in answer(batches()):
+        show(dict(zip(FIELDS, (waiting.popleft(), names[label], confidence, stage, cost), strict=True)))
     if unread:
         raise UserError(f"{unread} of {len(paths)} files could not be read")
 
 
-def make_answer(run: runs.Run, threshold: float) -> Callable[[np.ndarray], tuple[int, float, str, int]]:
-    """`answer(image)`: label, confidence, stage that answered and multiply-adds spent, for uint8 [H, W, C].
+def list_files(inputs: list[str]) -> list[str]:
+    """The inputs with "-" as what stdin lists, and folders as their image files; one without any stays, to be told."""
+    listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in inputs)
+    paths = []
+    for given in filter(None, itertools.chain.from_iterable(listed)):
+        files = folder.image_files(pathlib.Path(given)) if os.path.isdir(given) else []
+        paths += map(str, files) if files else [given]
+    if not paths:
+        raise UserError(
+            "no images given, expected basisnet predict --workdir=DIR with files, folders or - for a list on stdin"
+        )
+    return paths
 
-    The stage is "preview" where its confidence reaches the threshold, else "specialist"; a model without a preview
-    answers as "network".
-    """
-    config, model = run.config, run.model
+
+def read(config, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception]]:
+    """Every path, in order, with the image as evaluation sees it or with what is wrong; threads read ahead."""
+
+    def read_one(path):
+        try:
+            return path, pipeline.evaluation_image(config, folder.encode(pathlib.Path(path)))
+        except UserError:
+            raise
+        except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file
+            return path, error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reads = (pool.submit(read_one, path) for path in paths)
+        ahead = deque(itertools.islice(reads, 2 * BATCH_SIZE))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(itertools.islice(reads, 1))
+
+
+def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
+    """`answer(batches)`: label, confidence, stage and multiply-adds of every image in batches of uint8 [n, H, W, C]."""
+    config = run.config
     items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
 
-    def best(logits):
-        return logits.argmax(-1)[0], early_exit.confidence(logits)[0]
+    def prepare(images):
+        return evaluate.normalize(images, config)
 
-    @nnx.jit
-    def first(model, images):
-        images = evaluate.normalize(images, config)
-        if isinstance(model, BasisNet):
-            logits, coefficients = model.preview_stage(images)
-            return best(logits), coefficients
-        outputs = model(images)
-        return best(getattr(outputs, "logits", outputs)), None
+    @jax.jit
+    def evaluated(params, batch_stats, images):
+        return run.functions.evaluate(params, batch_stats, prepare(images)).logits
 
-    @nnx.jit
-    def second(model, images, coefficients):
-        return best(model.specialist_stage(evaluate.normalize(images, config), coefficients))
+    def one_stage(images):
+        logits = evaluated(run.params, run.batch_stats, early_exit.padded(images, batch_size))
+        return early_exit.Answers(np.asarray(logits, np.float32)[: len(images)], np.zeros(len(images), bool))
 
-    def answer(image):
-        (label, confidence), coefficients = first(model, image[None])
-        stage, cost = "preview", madds.preview_only(items)
-        if coefficients is None:
-            stage, cost = "network", madds.total(items)
-        elif float(confidence) < threshold:
-            label, confidence = second(model, image[None], coefficients)
-            stage, cost = "specialist", madds.total(items)
-        return int(label), float(confidence), stage, cost
+    if config.model == "basisnet":
+        stages = ("specialist", madds.total(items)), ("preview", madds.preview_only(items))
+        two_stage = early_exit.TwoStage(run.model, rule, batch_size, prepare)
+    else:
+        stages = [("network", madds.total(items))]
+
+    def answer(batches):
+        if len(stages) == 1:
+            answers = map(one_stage, batches)
+        elif batch_size == 1:
+            answers = (two_stage.single(image) for [image] in batches)
+        else:
+            answers = two_stage.stream(batches)
+        for logits, stopped in answers:
+            probabilities = 1 / np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1)  # the largest of each image
+            for label, probability, stop in zip(logits.argmax(-1), probabilities, stopped, strict=True):
+                yield int(label), float(probability), *stages[int(stop)]
 
     return answer
 
 
-def evaluated_threshold(workdir: str, step: int) -> float:
-    """The threshold in `evaluation.json` if that is of this step; without one no image stops at the preview."""
+def printer(form: str, width: int) -> Callable[[dict], None]:
+    """`show(row)` prints one answer; what stands above all answers is printed now."""
+    if form == "json":
+        return lambda row: print(json.dumps(row), flush=True)
+    if form == "csv":
+        writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        return writer.writerow
+
+    def show(row):
+        numbers = f"{row['confidence']:>10.4f}  {row['stage']:<10}  {row['madds'] / 1e6:>7.2f}M"
+        print(f"{row['file']:<{width}}  {numbers}  {row['label']}", flush=True)
+
+    print(f"{'file':<{width}}  confidence  {'stage':<10}  {'MAdds':>8}  label")
+    return show
+
+
+def evaluated_rule(workdir: str, step: int) -> Rule:
+    """The rule in `evaluation.json` if that is of this step; without one no image stops at the preview."""
     path = os.path.join(workdir, "evaluation.json")
     if not os.path.exists(path):
-        return early_exit.NONE_STOPS
+        return Rule()
     try:
         with open(path) as file:
             report = json.load(file)
         if report["step"] != step or "early_termination" not in report:
-            return early_exit.NONE_STOPS
-        return float(report["early_termination"]["threshold"])
+            return Rule()
+        early = report["early_termination"]
+        rule = Rule(**{field: early[field] for field in Rule._fields if field in early})
+        return rule._replace(threshold=float(rule.threshold))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

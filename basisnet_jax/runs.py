@@ -1,5 +1,5 @@
 """What a run leaves in its workdir besides checkpoints: `config.json`, `classes.json` (names of the classes, a list in
-the order of the labels), `metrics.jsonl`, TensorBoard events.
+the order of the labels), `metrics.jsonl`, TensorBoard events, `early_exit.json` (of `basisnet calibrate`).
 
 `load` reads a finished or imported run back: its config, its model and its averaged weights.
 """
@@ -18,7 +18,7 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import checkpoint, models
+from basisnet_jax import checkpoint, early_exit, models
 from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
@@ -87,6 +87,38 @@ def load_classes(workdir: str, num_classes: int) -> list[str]:
     if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is no JSON list of {num_classes} names, which is the number of classes")
     return names
+
+
+def load_rule(workdir: str, step: int) -> early_exit.Rule | None:
+    """When images stop at the preview, as `basisnet calibrate` found it for the checkpoint of a step, or None.
+
+    Raises:
+      UserError: `early_exit.json` cannot be read, or it is of another checkpoint.
+    """
+    path = os.path.join(workdir, "early_exit.json")
+    try:
+        with open(path) as file:
+            found = json.load(file)
+        rule = early_exit.Rule(
+            float(found["threshold"]), found["criterion"], float(found["temperature"]), "early_exit.json"
+        )
+        if rule.criterion not in early_exit.CRITERIA:
+            raise ValueError(f"criterion {rule.criterion!r}, expected one of {', '.join(early_exit.CRITERIA)}")
+        of_step, of_checkpoint, target = found["step"], found["checkpoint"], dict(found["target"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if (of_step, of_checkpoint) != (step, checkpoint.fingerprint(workdir, step)):
+        given = [f"--{name}={value}" for name, value in {"checkpoint": step, **target}.items()]
+        given += [f"--criterion={rule.criterion}"] if rule.criterion != early_exit.CRITERIA[0] else []
+        given += ["--temperature_scaling"] if rule.temperature != 1 else []
+        training = " of another training" if of_step == step else ""
+        command = " ".join([f"basisnet calibrate --workdir={workdir}", *given])
+        raise UserError(
+            f"{path} calibrates step {of_step}{training}, not this step {step}: run `{command}`, or remove it"
+        )
+    return rule
 
 
 @contextlib.contextmanager

@@ -12,8 +12,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import numpy as np
 import pytest
 from basisnet_jax.configs import digits
+
+from basisnet_jax import checkpoint, cli, models, runs
 
 
 def tiny_config(**overrides):
@@ -32,6 +35,24 @@ def tiny_config(**overrides):
 @pytest.fixture(scope="session")
 def tiny():
     return tiny_config
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """`make_run(config, workdir, step=3)`: saves weights so random that heads and images are of different opinions."""
+
+    def make(config, workdir, step=3):
+        functions = models.functional(models.create(config))
+        random = np.random.default_rng(2)
+        noisy = jax.tree.map(lambda leaf: leaf + random.normal(0, 0.6, leaf.shape).astype(leaf.dtype), functions.params)
+        state = {"params": functions.params, "batch_stats": functions.batch_stats}
+        state |= {"ema_params": noisy, "ema_batch_stats": functions.batch_stats}
+        runs.claim(cli.resolve(config), str(workdir))
+        with checkpoint.manager(str(workdir), keep=2) as checkpoints:
+            checkpoint.save(checkpoints, step, state)
+        return str(workdir)
+
+    return make
 
 
 @pytest.fixture(scope="session")

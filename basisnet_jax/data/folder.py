@@ -88,14 +88,20 @@ def find_files(root: pathlib.Path) -> Files:
         split: [
             (folder.name, file)
             for folder in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            for file in image_files(folder)
         ]
         for split, top in named.items()
     }
     if not found["train"]:
         raise UserError(f"{root} holds no class folders with images ({', '.join(SUFFIXES)})")
     return carve(root, found)
+
+
+def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The image files anywhere in a folder, by their names; hidden files and other suffixes are left out."""
+    return [
+        file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    ]
 
 
 def carve(root: pathlib.Path, found: Files) -> Files:
