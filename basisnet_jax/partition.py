@@ -29,16 +29,18 @@ SMALLEST = 2**14  # elements
 def joined(coordinator: str | None = None, processes: str | None = None, process: str | None = None) -> Iterator[None]:
     """Inside, this process is one of the run's, where there are several: before anything else touches a device.
 
-    On Cloud TPU, SLURM and GKE JAX finds the others by itself; elsewhere the three arguments say who they are. When
-    one process dies the others end too: at the next collective that fails, or where collectives wait for ever (on
-    accelerators), when JAX has missed it for 30 seconds.
+    On Cloud TPU, SLURM (under srun) and GKE JAX finds the others by itself; elsewhere the three arguments say who they
+    are. When one process dies the others end too: at the next collective that fails, or where collectives wait for ever
+    (on accelerators), when JAX has missed it for 30 seconds.
     """
     given = (coordinator, processes, process)
     if any(value is not None for value in given) and None in given:
         raise UserError("--coordinator=HOST:PORT, --processes=N and --process=I must be given together")
     if coordinator is not None and not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
         raise UserError(f"--processes={processes} --process={process}, expected two numbers, the second the smaller")
-    of_cluster = int(os.environ.get("SLURM_NTASKS", 1)) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    # Of the step, which srun starts: a job's own shell has the SLURM_NTASKS of the job, and runs one process.
+    of_step = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    of_cluster = of_step or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if coordinator is None and not of_cluster:
         yield
         return

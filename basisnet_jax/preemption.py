@@ -1,6 +1,7 @@
 """SIGTERM, which is how clusters announce that a machine is taken away: the run saves its state and ends in peace."""
 
 import contextlib
+import itertools
 import signal
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,10 @@ def watched() -> Iterator[Callable[[int], bool]]:
     With several processes JAX spreads the news from the one that got the signal, and all stop after the same step.
     """
     if jax.process_count() > 1:  # JAX has its own handler
-        yield multihost_utils.reached_preemption_sync_point
+        # All stop at the call after the last one that any of them has made. JAX counts from 0: by the steps of a run
+        # that goes on, that call would never come if the signal does before the first.
+        calls = itertools.count(1)
+        yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
     received = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))

@@ -7,7 +7,7 @@ On more than one device `batch_size` stays that of all of them together:
 
     one machine, several GPUs   the same command; it uses all of them
     a TPU pod slice             the same command on every host, such as by gcloud compute tpus tpu-vm ssh --worker=all
-    SLURM                       sbatch experiments/slurm/train.sbatch --config=FILE --workdir=DIR
+    SLURM                       sbatch --nodes=N experiments/slurm/train.sbatch --config=FILE --workdir=DIR
     anything else               on each process --coordinator=HOST:PORT --processes=N --process=I, I from 0 to N - 1
 
 All processes must see the same workdir and data_dir, on NFS, Lustre or a mounted bucket. What a batch needs on a TPU,
