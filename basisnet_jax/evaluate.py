@@ -35,6 +35,7 @@ def evaluate(config, workdir: str, which: str | None = None, threshold: float | 
         "ema_params": functions.params,
         "ema_batch_stats": functions.batch_stats,
     }
+    state = jax.jit(lambda state: state, out_shardings=partition.of_state(state, mesh))(state)
     checkpoints = checkpoint.manager(workdir)
     step = checkpoint.pick(checkpoints, which)
     rule = runs.load_rule(workdir, step) if threshold is None else Rule(threshold)
