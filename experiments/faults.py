@@ -1,6 +1,6 @@
 """Kills a training run again and again and compares what it ends with to the run that was left alone.
 
-    python experiments/faults.py --kills=30 --workdir=/tmp/faults
+    python experiments/faults.py --kills=30 --workdir=runs/faults
 
 The run is that of configs/digits.py with small networks and a checkpoint every 5 steps. Odd kills (SIGKILL) come at a
 random moment, even ones while a checkpoint is being written. After each the same command is started again. Prints what
