@@ -183,6 +183,14 @@ def test_nothing_is_moved_where_nothing_is_whole(tmp_path):
     assert steps_on_disk(tmp_path) == [1]
 
 
+def test_a_missing_file_is_noticed(tmp_path):
+    write(tmp_path, {1: 0.5}, keep=2)
+    folder = tmp_path / "checkpoints" / "1"
+    [file] = folder.rglob("_METADATA")
+    file.unlink()
+    assert checkpoint.damage(folder) == f"{file.relative_to(folder)} is not what was written"
+
+
 def test_a_flipped_bit_is_noticed(tmp_path):
     """In any file: none is too small, and none of them can be told from a whole one by its size."""
     write(tmp_path, {1: 0.5}, keep=1)
