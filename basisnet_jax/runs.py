@@ -210,21 +210,23 @@ class Log:
 
     def __init__(self, workdir: str, first_step: int):
         self.path = os.path.join(workdir, "metrics.jsonl")
-        if jax.process_index() == 0 and os.path.exists(
-            self.path
-        ):  # what a killed run logged after its last checkpoint is about to be logged again
+        self.tensorboard = None
+        if jax.process_index() > 0:
+            return
+        if os.path.exists(self.path):  # what a killed run logged after its last checkpoint will be logged again
             with open(self.path) as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
             with open(self.path, "w") as file:
                 file.writelines(kept)
-        self.tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+        # Not clu's AsyncWriter: a full disk is met here, where it is handled, and not in a thread that prints it.
+        self.tensorboard = metric_writers.SummaryWriter(workdir)
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        if jax.process_index() == 0:
+        if self.tensorboard:
             with open(self.path, "a") as file:
                 print(json.dumps({"step": step, "split": split, **scalars}), file=file)
             self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
 
     def close(self) -> None:
-        if jax.process_index() == 0:
+        if self.tensorboard:
             self.tensorboard.close()

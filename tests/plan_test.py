@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from basisnet_jax import cli, plan
+from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 
 compiled = pytest.mark.skipif(
@@ -136,9 +137,11 @@ def test_json_and_table_show_one_plan(planned, config_file, capsys, monkeypatch)
 
 
 @pytest.fixture
-def config_file(tmp_path):
+def config_file(tiny, tmp_path, data_dir):
+    pipeline.num_examples(tiny(data_dir=data_dir), "train")  # prepares the digits, which prints
     path = tmp_path / "config.py"
-    path.write_text("from conftest import tiny_config\n\ndef get_config():\n    return tiny_config()\n")
+    code = f"from conftest import tiny_config\n\ndef get_config():\n    return tiny_config(data_dir={data_dir!r})\n"
+    path.write_text(code)
     return f"--config={path}"
 
 
