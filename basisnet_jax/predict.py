@@ -3,18 +3,17 @@
 import csv
 import itertools
 import json
-import os
-import pathlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import ml_collections
 import numpy as np
 
 from basisnet_jax import early_exit, evaluate, madds, models, runs
-from basisnet_jax.data import folder, pipeline
+from basisnet_jax import export as exports
+from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
 
@@ -23,7 +22,13 @@ FIELDS = ("file", "label", "confidence", "stage", "madds")
 
 
 def predict(
-    workdir: str, inputs: list[str], which: str | None = None, threshold: float | None = None, *, form: str = "table"
+    workdir: str | None,
+    inputs: list[str],
+    which: str | None = None,
+    threshold: float | None = None,
+    *,
+    export: str | None = None,
+    form: str = "table",
 ) -> None:
     """Prints file, label, confidence, the stage that answered and the multiply-adds spent, in the order of the inputs.
 
@@ -37,24 +42,33 @@ def predict(
       which: a step, "best" (on the validation split), or None for the newest.
       threshold: at which the preview's confidence, its largest probability, ends inference. None takes the rule that
         `basisnet calibrate` found for this step or, where it never ran, the one that evaluated it.
+      export: a folder that `basisnet export` wrote, whose files answer in place of a run's model; workdir is None then.
       form: "table", "json" (an object a line) or "csv".
 
     Raises:
       UserError: there are no images, no such run or checkpoint; or, after all others were answered and each of them was
         named on stderr, some files cannot be read.
     """
-    paths = list_files(inputs)
-    run = runs.load(workdir, which)
-    names = runs.load_classes(workdir, run.config.num_classes)
-    rule = Rule(threshold) if threshold is not None else runs.load_rule(workdir, run.step)
-    answer = make_answer(run, rule or evaluated_rule(workdir, run.step), min(BATCH_SIZE, len(paths)))
+    paths = files.list_files(inputs)
+    if not paths:
+        raise UserError(
+            "no images given, expected basisnet predict --workdir=DIR with files, folders or - for a list on stdin"
+        )
+    if export:
+        config, names, answer = of_export(export, threshold)
+    else:
+        run = runs.load(workdir, which)
+        names, config = runs.load_classes(workdir, run.config.num_classes), run.config
+        rule = Rule(threshold) if threshold is not None else runs.load_rule(workdir, run.step)
+        rule = rule or runs.evaluated_rule(workdir, run.step) or Rule()
+        answer = make_answer(run, rule, min(BATCH_SIZE, len(paths)))
     show = printer(form, width=max(map(len, ("file", *paths))))
     waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read
 
     def batches():
         nonlocal unread
         images = []
-        for path, image in read(run.config, paths):
+        for path, image in files.read(config, paths):
             if isinstance(image, Exception):
                 print(f"basisnet: {folder.unreadable(path, image)}", file=sys.stderr)
                 unread += 1
@@ -71,39 +85,6 @@ def predict(
         show(dict(zip(FIELDS, (waiting.popleft(), names[label], confidence, stage, cost), strict=True)))
     if unread:
         raise UserError(f"{unread} of {len(paths)} files could not be read")
-
-
-def list_files(inputs: list[str]) -> list[str]:
-    """The inputs with "-" as what stdin lists, and folders as their image files; one without any stays, to be told."""
-    listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in inputs)
-    paths = []
-    for given in filter(None, itertools.chain.from_iterable(listed)):
-        files = folder.image_files(pathlib.Path(given)) if os.path.isdir(given) else []
-        paths += map(str, files) if files else [given]
-    if not paths:
-        raise UserError(
-            "no images given, expected basisnet predict --workdir=DIR with files, folders or - for a list on stdin"
-        )
-    return paths
-
-
-def read(config, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception]]:
-    """Every path, in order, with the image as evaluation sees it or with what is wrong; threads read ahead."""
-
-    def read_one(path):
-        try:
-            return path, pipeline.evaluation_image(config, folder.encode(pathlib.Path(path)))
-        except UserError:
-            raise
-        except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file
-            return path, error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reads = (pool.submit(read_one, path) for path in paths)
-        ahead = deque(itertools.islice(reads, 2 * BATCH_SIZE))
-        while ahead:
-            yield ahead.popleft().result()
-            ahead.extend(itertools.islice(reads, 1))
 
 
 def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
@@ -136,11 +117,33 @@ def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterabl
         else:
             answers = two_stage.stream(batches)
         for logits, stopped in answers:
-            probabilities = 1 / np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1)  # the largest of each image
-            for label, probability, stop in zip(logits.argmax(-1), probabilities, stopped, strict=True):
-                yield int(label), float(probability), *stages[int(stop)]
+            for row, stop in zip(logits, stopped, strict=True):
+                yield *labelled(row), *stages[int(stop)]
 
     return answer
+
+
+def of_export(directory: str, threshold: float | None) -> tuple[ml_collections.ConfigDict, list[str], Callable]:
+    """What reading images needs of a config, the names of the classes, and an `answer` as `make_answer` gives it."""
+    exported = exports.load(directory)
+    manifest, functions = exported.manifest, exported.functions
+    rule = exported.rule if threshold is None else exported.rule._replace(threshold=threshold)
+    first, *others = manifest["stages"]
+
+    def answer(batches):
+        for image in itertools.chain.from_iterable(batches):
+            stage, outputs = first, functions[first](image[None])
+            if others and not rule.stops(outputs["confidence"])[0]:
+                [stage] = others
+                outputs = functions[stage](image[None], outputs["coefficients"])
+            yield *labelled(np.asarray(outputs["logits"])[0]), stage, manifest["stages"][stage]["madds"]
+
+    return ml_collections.ConfigDict(manifest["preprocessing"]), manifest["classes"], answer
+
+
+def labelled(logits: np.ndarray) -> tuple[int, float]:
+    """The label of logits [classes] and its probability."""
+    return int(logits.argmax()), float(1 / np.sum(np.exp(logits - logits.max())))
 
 
 def printer(form: str, width: int) -> Callable[[dict], None]:
@@ -158,20 +161,3 @@ def printer(form: str, width: int) -> Callable[[dict], None]:
 
     print(f"{'file':<{width}}  confidence  {'stage':<10}  {'MAdds':>8}  label")
     return show
-
-
-def evaluated_rule(workdir: str, step: int) -> Rule:
-    """The rule in `evaluation.json` if that is of this step; without one no image stops at the preview."""
-    path = os.path.join(workdir, "evaluation.json")
-    if not os.path.exists(path):
-        return Rule()
-    try:
-        with open(path) as file:
-            report = json.load(file)
-        if report["step"] != step or "early_termination" not in report:
-            return Rule()
-        early = report["early_termination"]
-        rule = Rule(**{field: early[field] for field in Rule._fields if field in early})
-        return rule._replace(threshold=float(rule.threshold))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

@@ -121,6 +121,24 @@ def load_rule(workdir: str, step: int) -> early_exit.Rule | None:
     return rule
 
 
+def evaluated_rule(workdir: str, step: int) -> early_exit.Rule | None:
+    """The rule in `evaluation.json`, which evaluation chose or was given, if that is of this step."""
+    path = os.path.join(workdir, "evaluation.json")
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path) as file:
+            report = json.load(file)
+        if report["step"] != step or "early_termination" not in report:
+            return None
+        early = report["early_termination"]
+        fields = early_exit.Rule._fields
+        rule = early_exit.Rule(**{field: early[field] for field in fields if field in early})
+        return rule._replace(threshold=float(rule.threshold))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
     """Refuses a second run in the same workdir while this one lasts.

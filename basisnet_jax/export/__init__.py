@@ -1,0 +1,240 @@
+"""Exports: a run's model in a format that other programs run, its two stages kept apart.
+
+An image whose preview is confident never pays for the specialist: each stage is a function of its own in every format.
+Beside the format's files stands `model.json`: class names, preprocessing, when an image stops, multiply-adds, SHA-256
+of every file, and what verification measured. Nothing is in place before the exported files, run on real images, gave
+what JAX gives.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import nnx
+
+from basisnet_jax import checkpoint, early_exit, evaluate, madds, models, runs
+from basisnet_jax.errors import UserError
+from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, tflite, verify
+from basisnet_jax.export.stages import stages
+
+FORMATS = {
+    "tflite": tflite,
+    "onnx": onnx,
+    "saved_model": saved_model,
+    "stablehlo": stablehlo,
+    "safetensors": safetensors,
+}
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.2}  # by precision, relative to the largest logit
+PREPROCESSING = ("image_size", "channels", "resize", "eval_crop")  # what `pipeline.evaluation_image` reads of a config
+
+
+def export(
+    workdir: str,
+    format: str,
+    output: str,
+    *,
+    which: str | None = None,
+    precision: str = "float32",
+    threshold: float | None = None,
+    tolerance: float | None = None,
+    images: str | None = None,
+) -> dict:
+    """Writes the model of a run to the folder `output`, verified, and returns its `model.json`.
+
+    Args:
+      format: one of `FORMATS`.
+      output: does not exist yet or is empty.
+      which: a step, "best" (on the validation split), or None for the newest.
+      precision: of the stored weights: "float32" or, for tflite, "float16" or "int8".
+      threshold: as for `predict.predict`.
+      tolerance: how much logits may differ from JAX's, relative to the largest of them, and coefficients and
+        confidences absolutely; None: `TOLERANCES`.
+      images: an image file or a folder of them to verify on; None takes the validation split, whose labels then also
+        tell what the export costs in top-1.
+
+    Raises:
+      UserError: an argument is wrong; there is no such run, no rule when images stop, or no image to verify on; the
+        exported files differ from JAX by more than the tolerance.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format={format!r}, expected one of {', '.join(FORMATS)} or specialist")
+    precisions = tflite.PRECISIONS if format == "tflite" else ("float32",)
+    if precision not in precisions:
+        raise UserError(f"--precision={precision!r}, expected {' or '.join(precisions)} for {format}")
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    with into(output) as folder:
+        run = runs.load(workdir, which)
+        rule = rule_of(run, workdir, threshold)
+        examples, labels = verify.examples(run.config, images)
+        options = {"precision": precision} if format == "tflite" else {}
+        extra = FORMATS[format].write(run, rule, folder, **options)
+        manifest = describe(run, workdir, rule) | {"format": format, **extra}
+        measured = verify.measure(run, rule, FORMATS[format].load(folder, manifest), examples, labels)
+        largest = max(measured["largest_difference"].values())
+        if not largest <= tolerance:
+            stage = max(measured["largest_difference"], key=measured["largest_difference"].get)
+            raise UserError(
+                f"the exported {stage} differs from JAX by {largest:.2g}, more than the tolerance of {tolerance:g} "
+                f"(--tolerance); nothing was written"
+            )
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files_in(folder)}
+        manifest |= {"verification": {**measured, "tolerance": tolerance, "bytes": sizes}, "files": checksums(folder)}
+        runs.write_json(str(folder / "model.json"), manifest)
+    return manifest
+
+
+class into:
+    """A folder that gets its name `output` when the block ends, and is gone if it ends in an error."""
+
+    def __init__(self, output: str):
+        self.output = pathlib.Path(output)
+        self.unfinished = self.output.with_name(self.output.name + ".unfinished")
+
+    def __enter__(self) -> pathlib.Path:
+        try:
+            if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+                raise UserError(f"--output={self.output} is there already; nothing was overwritten")
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            self.unfinished.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"--output={self.output} cannot be written: {error.strerror}") from error
+        return self.unfinished
+
+    def __exit__(self, kind, error, _):
+        if error is None:
+            os.replace(self.unfinished, self.output)
+            return
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"--output={self.output} cannot be written: {error}") from error
+
+
+def rule_of(run: runs.Run, workdir: str, threshold: float | None) -> early_exit.Rule:
+    """When an image stops: what was given, calibrated or, by evaluation, chosen."""
+    if run.config.model != "basisnet":
+        return early_exit.Rule()
+    if threshold is not None:
+        return early_exit.Rule(threshold)
+    rule = runs.load_rule(workdir, run.step) or runs.evaluated_rule(workdir, run.step)
+    if rule is None:
+        raise UserError(
+            f"{workdir} does not say when an image of step {run.step} stops at the preview: run `basisnet calibrate "
+            f"--workdir={workdir} --checkpoint={run.step} --max_drop=0.003`, or give --threshold"
+        )
+    return rule
+
+
+def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
+    """What `model.json` says of a model, whatever the format."""
+    config = run.config
+    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    costs = {"network": madds.total(items)}
+    early = {}
+    if config.model == "basisnet":
+        costs = {"preview": madds.preview_only(items), "specialist": madds.total(items)}
+        early = {"early_exit": rule._asdict()}
+    return {
+        "model": config.model,
+        "step": run.step,
+        "checkpoint": checkpoint.fingerprint(workdir, run.step),
+        "classes": runs.load_classes(workdir, config.num_classes),
+        # The central square, its side `eval_crop` of the shorter side, is resized with antialiasing, rounded to uint8.
+        # Mean and standard deviation are part of the exported functions.
+        "preprocessing": {field: config[field] for field in PREPROCESSING},
+        "stages": {
+            stage.name: {
+                "inputs": {key: {"shape": a.shape, "dtype": str(a.dtype)} for key, a in stage.inputs.items()},
+                "madds": costs[stage.name],  # of an image whose answer this stage gives
+            }
+            for stage in stages(run.model, config, rule)
+        },
+        **early,
+        "versions": {name: importlib.metadata.version(name) for name in ("basisnet_jax", "jax", "flax")},
+    }
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 by file."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files_in(folder)}
+
+
+def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What the format consists of."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "model.json"]
+
+
+class Exported(NamedTuple):
+    """An export read back."""
+
+    manifest: dict
+    rule: early_exit.Rule
+    functions: dict[str, Callable]  # by stage: arrays [1, ...] -> named arrays
+
+
+def load(directory: str) -> Exported:
+    """The export in a directory, its files whole.
+
+    Raises:
+      UserError: there is none, or a file of it is missing, damaged or of another format.
+    """
+    manifest, rule = read_manifest(directory)
+    try:
+        functions = FORMATS[manifest["format"]].load(pathlib.Path(directory), manifest)
+    except UserError:
+        raise
+    except Exception as error:  # the runtimes have their own exceptions for what does not fit together
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{directory} cannot be read as {manifest['format']}: {reason}") from error
+    return Exported(manifest, rule, functions)
+
+
+def load_model(directory: str) -> nnx.Module:
+    """The model of an export to safetensors, in evaluation mode."""
+    manifest, _ = read_manifest(directory)
+    if manifest["format"] != "safetensors":
+        raise UserError(f"{directory} is an export to {manifest['format']}, expected safetensors")
+    return safetensors.model(pathlib.Path(directory), manifest)
+
+
+def read_manifest(directory: str) -> tuple[dict, early_exit.Rule]:
+    """`model.json` and the rule in it, once all files are found to be what was exported."""
+    folder = pathlib.Path(directory)
+    path = folder / "model.json"
+    try:
+        manifest = json.loads(path.read_text())
+        rule = early_exit.Rule(**manifest.get("early_exit", {}))
+        rule = rule._replace(threshold=float(rule.threshold), temperature=float(rule.temperature))
+        if (format := manifest["format"]) not in FORMATS or rule.criterion not in early_exit.CRITERIA:
+            raise ValueError(f"format {format!r}, criterion {rule.criterion!r}")
+        expected, *_ = dict(manifest["files"]), manifest["stages"], manifest["classes"]
+        if not expected:
+            raise ValueError("it names no files")
+        if missing := set(PREPROCESSING) - manifest["preprocessing"].keys():
+            raise ValueError(f"preprocessing lacks {min(missing)}")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {directory} is no export of `basisnet export`") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__} {error}") from None
+    found = checksums(folder)
+    if damaged := next((name for name in expected if found.get(name) != expected[name]), None):
+        raise UserError(f"{folder / damaged} is not what was exported; export again")
+    return manifest, rule
+
+
+def table(manifest: dict) -> str:
+    """The export as a few lines."""
+    found = manifest["verification"]
+    size = sum(found["bytes"].values()) / 2**20
+    lines = [f"{manifest['format']}, {manifest.get('precision', 'float32')}, step {manifest['step']}: {size:.2f} MiB"]
+    for stage, difference in found["largest_difference"].items():
+        latency = f"{found['latency_ms'][stage]:8.2f} ms an image"
+        lines.append(f"{stage:<12}{latency}, differs from JAX by {difference:.2g} at most")
+    same = f"{found['same_labels']} of {found['num_images']} images get the label that JAX gives"
+    if found["top1"] is not None:
+        same += f"; top-1 {found['top1']:.4f}, JAX {found['top1_jax']:.4f}"
+    return "\n".join([*lines, same])

@@ -1,0 +1,51 @@
+"""SavedModel: the stages as signatures, for any number of images, on CPU, GPU or TPU, the weights stored once."""
+
+import functools
+import pathlib
+
+from jax.experimental import jax2tf
+
+from basisnet_jax import conv
+from basisnet_jax.export.stages import stages
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(run, rule, folder: pathlib.Path) -> dict:
+    import tensorflow as tf
+
+    module, signatures = tf.Module(), {}
+    of_model = stages(run.model, run.config, rule)
+    module.weights = [tf.Variable(array) for array in of_model[0].weights]  # as constants they would be stored twice
+    for stage in of_model:
+        specs = [tf.TensorSpec((None, *array.shape), array.dtype, name=key) for key, array in stage.inputs.items()]
+        shapes = [f"b, {', '.join(map(str, array.shape))}" for array in stage.inputs.values()]
+        converted = jax2tf.convert(
+            stage.function,
+            polymorphic_shapes=[None, *shapes],
+            with_gradient=False,
+            native_serialization_platforms=PLATFORMS,
+        )
+        function = tf.function(functools.partial(converted, module.weights), autograph=False)
+        setattr(module, stage.name, function)
+        with conv.paths_for("gpu"):
+            signatures[stage.name] = function.get_concrete_function(*specs)
+    tf.saved_model.save(module, str(folder / "saved_model"), signatures)
+    return {"batch": "any", "platforms": PLATFORMS}
+
+
+def load(folder: pathlib.Path, manifest: dict) -> dict:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+
+    def runner(name):
+        signature, keys = loaded.signatures[name], list(manifest["stages"][name]["inputs"])
+
+        def run(*arrays):
+            outputs = signature(**{key: tf.constant(array) for key, array in zip(keys, arrays, strict=True)})
+            return {key: output.numpy() for key, output in outputs.items()}
+
+        return run
+
+    return {name: runner(name) for name in manifest["stages"]}

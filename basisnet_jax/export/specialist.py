@@ -1,0 +1,80 @@
+"""The extracted specialist: one plain network, mixed for one image or one class, as an ordinary checkpoint.
+
+It is a run of a static network, which evaluate, predict, export and `config.init_from` take like any other.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from basisnet_jax import basis, checkpoint, evaluate, runs
+from basisnet_jax.data import files, folder, pipeline
+from basisnet_jax.errors import UserError
+
+
+def extract(workdir: str, output: str, *, which: str | None = None, **source: str) -> str:
+    """Makes `output` a run of the specialist that an image, or a class's mean coefficients, synthesizes.
+
+    Args:
+      output: must not hold a run yet.
+      source: `image`, a file, or `class`, a name in `classes.json` or a label, for the mean over its validation images.
+
+    Returns:
+      What was made, in a line.
+    """
+    if (pathlib.Path(output) / "config.json").exists():
+        raise UserError(f"--output={output} already holds a run; nothing was overwritten")
+    run = runs.load(workdir, which)
+    config = run.config.copy_and_resolve_references()
+    if config.model != "basisnet":
+        raise UserError(f"{workdir} holds a {config.model!r} model, which has no specialist to extract")
+    names = runs.load_classes(workdir, config.num_classes)
+    images = of_image(config, source["image"]) if "image" in source else of_class(config, names, source["class"])
+    state = nnx.state(basis.synthesize(run.model.specialist, mean_coefficients(run, images)))
+    config.model = "static"
+    params, batch_stats = (nnx.to_pure_dict(state.filter(kind)) for kind in (nnx.Param, nnx.BatchStat))
+    runs.claim(config, output)
+    runs.write_classes(output, names)
+    averaged = {"ema_params": params, "ema_batch_stats": batch_stats}
+    with checkpoint.manager(output, keep=1) as checkpoints:
+        checkpoint.save(checkpoints, run.step, {"params": params, "batch_stats": batch_stats, **averaged})
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return f"{config.network.name}: {size:,} parameters, mixed for {len(images)} images, now in {output}"
+
+
+def of_image(config, path: str) -> np.ndarray:
+    [(_, image)] = files.read(config, [path])
+    if isinstance(image, Exception):
+        raise UserError(folder.unreadable(path, image))
+    return image[None]
+
+
+def of_class(config, names: list[str], name: str) -> np.ndarray:
+    """The validation images [n, H, W, C] of a class, given by name or label."""
+    if name not in names and not (name.isdigit() and int(name) < len(names)):
+        raise UserError(f"--class={name!r} is no name in classes.json and no label below {len(names)}")
+    label = names.index(name) if name in names else int(name)
+    found = [
+        batch["image"][(batch["label"] == label) & (batch["mask"] > 0)]
+        for batch in pipeline.eval_batches(config, config.validation_split)
+    ]
+    images = np.concatenate(found)
+    if not len(images):
+        raise UserError(f"--class={name!r} has no image in the split {config.validation_split}")
+    return images
+
+
+def mean_coefficients(run: runs.Run, images: np.ndarray) -> jax.Array:
+    """[K, N], the mean over images [n, H, W, C]."""
+    graph, state = nnx.split(run.model)
+
+    @jax.jit
+    def coefficients(images):
+        return nnx.merge(graph, state, copy=True).preview_stage(evaluate.normalize(images, run.config))[1]
+
+    size = run.config.eval_batch_size
+    found = [coefficients(images[i : i + size]) for i in range(0, len(images), size)]
+    return jnp.mean(jnp.concatenate(found), axis=0)

@@ -1,0 +1,60 @@
+"""TensorFlow Lite: one file, a signature for each stage, run by LiteRT; one image at a time.
+
+`precision` is that of the stored weights. float16 halves the file; int8 is dynamic-range quantization: the weights that
+are known beforehand, the bases among them, are quantized, what is computed from the image is not.
+"""
+
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from jax.experimental import jax2tf
+
+from basisnet_jax import conv
+from basisnet_jax.export.requirements import required
+from basisnet_jax.export.stages import Stage, stages
+
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
+    import tensorflow as tf
+
+    required("ai_edge_litert")  # to run it, which verification does
+    with conv.paths_for("gpu"):
+        module, signatures = traced(stages(run.model, run.config, rule, kernels="hwio"))
+    with tempfile.TemporaryDirectory() as saved_model:
+        tf.saved_model.save(module, saved_model, signatures)
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(signatures))
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        (folder / "model.tflite").write_bytes(converter.convert())
+    return {"precision": precision}
+
+
+def traced(of_model: list[Stage]):
+    """A `tf.Module` and the signature of it for each stage, its batch fixed to one."""
+    import tensorflow as tf
+
+    module, signatures = tf.Module(), {}
+    for stage in of_model:
+        specs = [tf.TensorSpec((1, *array.shape), array.dtype, name=key) for key, array in stage.inputs.items()]
+        converted = tf.function(jax2tf.convert(stage, with_gradient=False), input_signature=specs, autograph=False)
+        setattr(module, stage.name, converted)
+        signatures[stage.name] = converted.get_concrete_function()
+    return module, signatures
+
+
+def load(folder: pathlib.Path, manifest: dict) -> dict:
+    litert = required("ai_edge_litert.interpreter")
+    interpreter = litert.Interpreter(str(folder / "model.tflite"), num_threads=jax.local_device_count())
+
+    def runner(name):
+        run = interpreter.get_signature_runner(name)
+        keys = list(manifest["stages"][name]["inputs"])
+        return lambda *arrays: run(**dict(zip(keys, map(np.asarray, arrays), strict=True)))
+
+    return {name: runner(name) for name in manifest["stages"]}

@@ -1,0 +1,384 @@
+"""Exports: every format, run as its user would run it, answers as JAX does, and keeps the two stages apart."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import basisnet_jax
+from basisnet_jax import cli, early_exit, evaluate, export, models, runs
+from basisnet_jax.data import pipeline
+from basisnet_jax.export import onnx
+from basisnet_jax.export.stages import folded as fold
+from basisnet_jax.networks import blocks
+
+needs_extra = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None, reason="these formats need the extra export"
+)
+FORMATS = [
+    pytest.param("tflite", marks=needs_extra),
+    pytest.param("onnx", marks=needs_extra),
+    "saved_model",
+    "stablehlo",
+    "safetensors",
+]
+STEP = 3  # of the fixture `make_run`
+
+
+@pytest.fixture(scope="module")
+def config(tiny, data_dir):
+    return tiny(data_dir=data_dir)
+
+
+@pytest.fixture(scope="module")
+def images(config):
+    return next(pipeline.eval_batches(config, "test"))["image"][:24]
+
+
+@pytest.fixture(scope="module")
+def workdir(make_run, config, tmp_path_factory):
+    """A run that stops half of its images."""
+    path = make_run(config, tmp_path_factory.mktemp("basisnet"))
+    run = runs.load(path)
+    batch = next(pipeline.eval_batches(config, "validation"))["image"]
+    outputs = run.functions.evaluate(run.params, run.batch_stats, evaluate.normalize(batch, config))
+    threshold = float(np.median(early_exit.confidence(outputs.preview_logits)))
+    runs.write_json(f"{path}/evaluation.json", {"step": STEP, "early_termination": {"threshold": threshold}})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    """`exported(format, *flags)`: the folder of an export, each made once."""
+    folders = {}
+
+    def make(*flags):
+        if flags not in folders:
+            folder = tmp_path_factory.mktemp("export") / "new"
+            assert cli.main(["export", f"--workdir={workdir}", f"--output={folder}", *flags]) == 0
+            folders[flags] = folder
+        return folders[flags]
+
+    return make
+
+
+def manifest_of(folder):
+    return json.loads((folder / "model.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def files(images, tmp_path_factory):
+    """The images as files."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture
+def predict(capsys):
+    def run(*argv, code=0):
+        capsys.readouterr()  # what was printed on the way
+        assert cli.main(["predict", "--json", *map(str, argv)]) == code
+        out, err = capsys.readouterr()
+        return [json.loads(line) for line in out.splitlines()], err
+
+    return run
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_answers_as_jax_does(format, exported, workdir, files, predict):
+    expected, _ = predict(f"--workdir={workdir}", files)
+    rows, _ = predict(f"--export={exported(f'--format={format}')}", files)
+    assert len({row["label"] for row in expected}) > 2 and len({row["stage"] for row in expected}) == 2
+    for row, like in zip(rows, expected, strict=True):
+        assert row | {"confidence": 0} == like | {"confidence": 0}
+        assert row["confidence"] == pytest.approx(like["confidence"], rel=1e-3)
+    stops, _ = predict(f"--export={exported(f'--format={format}')}", "--threshold=0", files)
+    assert {row["stage"] for row in stops} == {"preview"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_model_json_says(format, exported, workdir, config):
+    manifest = manifest_of(exported(f"--format={format}"))
+    report = json.loads(pathlib.Path(workdir, "evaluation.json").read_text())
+    assert manifest["early_exit"]["threshold"] == report["early_termination"]["threshold"]
+    assert manifest["classes"] == [str(label) for label in range(10)]
+    assert manifest["preprocessing"] == {"image_size": 16, "channels": 1, "resize": config.resize, "eval_crop": 1.0}
+    assert list(manifest["stages"]) == ["preview", "specialist"]
+    assert manifest["stages"]["specialist"]["inputs"]["images"] == {"shape": [16, 16, 1], "dtype": "uint8"}
+    found = manifest["verification"]
+    assert found["num_images"] == 360 and 0.3 < found["stopped"] < 0.7
+    assert found["same_labels"] >= 359 and abs(found["top1"] - found["top1_jax"]) <= 1 / 360 + 1e-9
+    assert all(0 <= difference < 1e-4 for difference in found["largest_difference"].values())
+    assert all(time > 0 for time in found["latency_ms"].values()) and sum(found["bytes"].values()) > 10_000
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_weight_is_stored_twice(format, make_run, tiny, data_dir, tmp_path):
+    """A file grows by four bytes for each parameter of more bases."""
+    sizes, counts = [], []
+    for bases in (2, 34):
+        config = tiny(**{"data_dir": data_dir, "basis.num_bases": bases})
+        workdir = make_run(config, tmp_path / f"{bases}")
+        counts.append(sum(leaf.size for leaf in jax.tree.leaves(runs.load(workdir).params)))
+        flags = [f"--workdir={workdir}", f"--format={format}", "--threshold=0.5", f"--output={tmp_path / f'to{bases}'}"]
+        assert cli.main(["export", *flags]) == 0
+        sizes.append(sum(manifest_of(tmp_path / f"to{bases}")["verification"]["bytes"].values()))
+    assert 4 * (counts[1] - counts[0]) == pytest.approx(sizes[1] - sizes[0], rel=0.03)
+
+
+@needs_extra
+@pytest.mark.slow
+def test_smaller_weights_cost_accuracy_that_is_measured(make_run, tiny, data_dir, tmp_path):
+    workdir = make_run(tiny(**{"data_dir": data_dir, "basis.num_bases": 64}), tmp_path / "run")
+    found = {}
+    for precision in ("float32", "float16", "int8"):
+        flags = [f"--precision={precision}", "--threshold=0.5", f"--output={tmp_path / precision}"]
+        assert cli.main(["export", f"--workdir={workdir}", "--format=tflite", *flags]) == 0
+        manifest = manifest_of(tmp_path / precision)
+        assert manifest["precision"] == precision and 0 < manifest["verification"]["top1"] < 1
+        found[precision] = manifest["verification"]
+    sizes, differences = (
+        [of(verification) for verification in found.values()]
+        for of in (lambda v: v["bytes"]["model.tflite"], lambda v: max(v["largest_difference"].values()))
+    )
+    assert sizes[0] > 1.5 * sizes[1] > 1.5 * 1.3 * sizes[2]
+    assert differences[0] < 1e-4 < differences[1] < 1e-2 and differences[1] < differences[2] < 0.2
+
+
+@needs_extra
+def test_the_onnx_model_skips_the_specialist(exported, images, tmp_path):
+    """By onnxruntime's own profile of what ran."""
+    import onnxruntime
+
+    folder = exported("--format=onnx")
+    apart = export.load(str(folder)).functions
+    for threshold, stopped in ((0.0, True), (1.1, False)):
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / f"{stopped}")
+        session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        feed = {"images": images[:1], "threshold": np.float32([threshold])}
+        logits, says = session.run(["logits", "stopped"], feed)
+        assert says == [stopped]
+        preview = apart["preview"](images[:1])
+        final = preview if stopped else apart["specialist"](images[:1], preview["coefficients"])
+        np.testing.assert_allclose(logits, final["logits"], rtol=1e-4, atol=1e-5)
+        events = json.loads(pathlib.Path(session.end_profiling()).read_text())
+        ran = [event["name"] for event in events if event["name"].startswith("specialist/")]
+        assert bool(ran) != stopped
+    [stated] = {entry.version for entry in _onnx(folder).opset_import if not entry.domain}
+    assert stated == onnx.OPSET == manifest_of(folder)["opset"]
+
+
+def _onnx(folder):
+    import onnx as library
+
+    return library.load(folder / "model.onnx", load_external_data=False)
+
+
+@pytest.mark.parametrize("format", ["saved_model", "stablehlo", "safetensors"])
+def test_any_number_of_images(format, exported, images):
+    functions = export.load(str(exported(f"--format={format}"))).functions
+    together = functions["preview"](images[:5])
+    for i in range(5):
+        alone = functions["preview"](images[i : i + 1])
+        np.testing.assert_allclose(together["logits"][i], alone["logits"][0], rtol=1e-4, atol=1e-4)
+    final = functions["specialist"](images[:5], np.asarray(together["coefficients"]))
+    assert final["logits"].shape == (5, 10)
+
+
+def test_safetensors_load_back_as_the_model(exported, workdir, images):
+    folder = exported("--format=safetensors")
+    model, run = basisnet_jax.load(str(folder)), runs.load(workdir)
+    given = evaluate.normalize(images, run.config)
+    expected = run.functions.evaluate(run.params, run.batch_stats, given)
+    np.testing.assert_array_equal(model(given).logits, expected.logits)
+    arrays = safetensors.numpy.load_file(folder / "weights.safetensors")
+    assert "params/preview/classifier/kernel" in arrays
+
+
+@pytest.mark.parametrize("model", ["static", "routed"])
+def test_models_of_one_stage(model, make_run, tiny, data_dir, files, tmp_path, predict):
+    config = tiny(**{"data_dir": data_dir, "model": model, "basis.layers": r".*/(expand|depthwise|project)/conv"})
+    workdir = make_run(config, tmp_path / "run")
+    expected, _ = predict(f"--workdir={workdir}", files)
+    for format in ("stablehlo", *(["tflite", "onnx"] if importlib.util.find_spec("onnxruntime") else [])):
+        flags = [f"--workdir={workdir}", f"--format={format}", f"--output={tmp_path / format}", f"--images={files}"]
+        assert cli.main(["export", *flags]) == 0
+        rows, _ = predict(f"--export={tmp_path / format}", files)
+        assert [row | {"confidence": 0} for row in rows] == [row | {"confidence": 0} for row in expected]
+        assert manifest_of(tmp_path / format)["verification"]["top1"] is None  # these images have no labels
+
+
+def test_folding_batch_norm_changes_nothing(config, images):
+    model = models.create(config)
+    model.eval()
+    random = np.random.default_rng(0)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, blocks.BatchNorm):
+            for variable, low in ((module.mean, -0.5), (module.var, 0.5), (module.scale, 0.5), (module.bias, -0.5)):
+                variable.set_value(random.uniform(low, low + 1, variable.shape).astype(np.float32))
+    given = evaluate.normalize(images, config)
+    expected = model(given)
+    folded = fold(model)
+    assert not [module for _, module in nnx.iter_modules(folded) if isinstance(module, blocks.BatchNorm)]
+    for found, like in zip(folded(given), expected, strict=True):
+        np.testing.assert_allclose(found, like, rtol=1e-4, atol=1e-4)
+    assert np.abs(model(given).logits - expected.logits).max() == 0  # the model given is as it was
+
+
+def test_the_specialist_of_an_image_is_a_plain_network(workdir, files, images, tmp_path, predict, capsys):
+    image = files / "05.png"
+    flags = ["--format=specialist", f"--image={image}", f"--output={tmp_path / 'one'}"]
+    assert cli.main(["export", f"--workdir={workdir}", *flags]) == 0
+    assert "mobilenet_v3_small" in capsys.readouterr().out
+    plain, run = runs.load(str(tmp_path / "one")), runs.load(workdir)
+    given = evaluate.normalize(images[5:6], run.config)
+    expected = run.functions.evaluate(run.params, run.batch_stats, given).logits
+    found = plain.functions.evaluate(plain.params, plain.batch_stats, given).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(found, run.functions.evaluate(run.params, run.batch_stats, 0 * given).logits)
+
+
+@pytest.mark.slow
+def test_the_specialist_of_a_class_starts_a_training(workdir, tiny, data_dir, tmp_path):
+    flags = [f"--workdir={workdir}", "--format=specialist", f"--output={tmp_path / 'class'}"]
+    assert cli.main(["export", *flags, "--class=7"]) == 0
+    config = tiny(data_dir=data_dir, model="static", num_epochs=0.1, init_from=str(tmp_path / "class"))
+    from basisnet_jax import transfer
+
+    functions = transfer.initialized(config, models.functional(models.create(config)))
+    given = runs.load(str(tmp_path / "class")).params
+    jax.tree.map(np.testing.assert_array_equal, functions.params, given)
+
+
+def test_an_export_that_differs_too_much_is_not_written(workdir, tmp_path, capsys):
+    flags = [f"--workdir={workdir}", "--format=stablehlo", "--tolerance=1e-12", f"--output={tmp_path / 'new'}"]
+    assert cli.main(["export", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "more than the tolerance of 1e-12" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_overwritten(workdir, exported, capsys):
+    folder = exported("--format=stablehlo")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for format in ("--format=stablehlo", "--format=safetensors"):
+        assert cli.main(["export", f"--workdir={workdir}", format, f"--output={folder}"]) == 2
+        assert f"{folder} is there already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+
+
+def damaged(folder, tmp_path):
+    """Copies of an export, each damaged in its own way, and what the line about it names."""
+    import shutil
+
+    def copy(name):
+        return pathlib.Path(shutil.copytree(folder, tmp_path / name))
+
+    def rewritten(name, change):
+        path = copy(name)
+        manifest = manifest_of(path)
+        change(manifest)
+        (path / "model.json").write_text(json.dumps(manifest))
+        return path
+
+    flipped = copy("flipped") / "preview.stablehlo"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    missing = copy("missing") / "specialist.stablehlo"
+    missing.unlink()
+    (garbled := copy("garbled") / "model.json").write_text("{")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    yield flipped.parent, "preview.stablehlo is not what was exported"
+    yield missing.parent, "specialist.stablehlo is not what was exported"
+    yield garbled.parent, "model.json cannot be read"
+    yield empty, "model.json is missing"
+    yield tmp_path / "nowhere", "model.json is missing"
+    yield rewritten("format", lambda manifest: manifest.update(format="pickle")), "'pickle'"
+    yield rewritten("field", lambda manifest: manifest.pop("classes")), "classes"
+    yield rewritten("number", lambda manifest: manifest["early_exit"].update(threshold="high")), "high"
+    yield rewritten("rule", lambda manifest: manifest["early_exit"].update(patience=1)), "patience"
+    yield rewritten("list", lambda manifest: manifest.update(files=[])), "model.json cannot be read"
+    yield rewritten("other", lambda manifest: manifest.update(format="safetensors")), "cannot be read as safetensors"
+
+
+def test_damaged_exports(exported, files, predict, tmp_path):
+    for folder, named in damaged(exported("--format=stablehlo"), tmp_path):
+        rows, err = predict(f"--export={folder}", files, code=2)
+        assert rows == [] and err.count("\n") == 1 and named in err, err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--format=pickle"], "--format='pickle', expected one of tflite"),
+        (["--format=onnx", "--precision=int8"], "--precision='int8', expected float32 for onnx"),
+        (["--format=tflite", "--precision=int4"], "'int4', expected float32 or float16 or int8"),
+        (["--format=stablehlo", "--tolerance=small"], "--tolerance='small', expected a number"),
+        (["--format=stablehlo", "--threshold=high"], "--threshold='high', expected a number"),
+        (["--format=stablehlo", "--checkpoint=4"], "no checkpoint of step 4"),
+        (["--format=stablehlo", "--checkpoint=newest"], 'expected a step or "best"'),
+        (["--format=stablehlo", "--images=nowhere.png"], "nowhere.png is no readable image"),
+        (["--format=stablehlo", "--images=EMPTY"], "Is a directory"),
+        (["--format=stablehlo", "--image=a.png"], "--image has no meaning for --format=stablehlo"),
+        (["--format=specialist"], "expected --image=FILE or --class=NAME"),
+        (["--format=specialist", "--image=nowhere.png"], "nowhere.png is no readable image"),
+        (["--format=specialist", "--class=seven"], "'seven' is no name in classes.json"),
+        (["--format=specialist", "--class=10"], "no label below 10"),
+        (["--format=specialist", "--class=1", "--tolerance=1"], "--tolerance has no meaning"),
+        (["--format=stablehlo", "--workdir=/nowhere"], "/nowhere is no workdir"),
+        (["--format=stablehlo", "--output=/proc/new"], "--output=/proc/new cannot be written"),
+        (["--format=specialist", "--class=1", "--output=/proc/new"], "/proc/new cannot be written"),
+    ],
+)
+def test_mistakes(flags, named, workdir, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    flags = [flag.replace("EMPTY", str(tmp_path / "empty")) for flag in flags]
+    assert cli.main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'new'}", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and named in err, err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_without_a_calibration(make_run, tiny, tmp_path, capsys):
+    workdir = make_run(tiny(), tmp_path / "run")
+    assert cli.main(["export", f"--workdir={workdir}", "--format=stablehlo", f"--output={tmp_path / 'new'}"]) == 2
+    assert f"run `basisnet calibrate --workdir={workdir} --checkpoint=3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["a.png"], ["--workdir=a", "--export=b", "a.png"], ["--export=b", "--checkpoint=3"]])
+def test_where_predict_takes_the_model_from(argv, predict):
+    rows, err = predict(*argv, code=2)
+    assert (rows == [] and err.count("\n") == 1 and "--workdir" in err) or "--checkpoint" in err
+
+
+def test_without_the_extra(workdir, tmp_path, capsys, monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.partition(".")[0] in ("onnx", "ai_edge_litert"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    import importlib
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: refuse(name))
+    for format in ("onnx", "tflite"):
+        assert cli.main(["export", f"--workdir={workdir}", f"--format={format}", f"--output={tmp_path / 'new'}"]) == 2
+        assert "pip install 'basisnet_jax[export]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
