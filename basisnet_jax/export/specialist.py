@@ -33,9 +33,9 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
         raise UserError(f"{workdir} holds a {config.model!r} model, which has no specialist to extract")
     names = runs.load_classes(workdir, config.num_classes)
     images = of_image(config, source["image"]) if "image" in source else of_class(config, names, source["class"])
-    state = nnx.state(basis.synthesize(run.model.specialist, mean_coefficients(run, images)))
+    plain = basis.synthesize(run.model.specialist, mean_coefficients(run, images))
     config.model = "static"
-    params, batch_stats = (nnx.to_pure_dict(state.filter(kind)) for kind in (nnx.Param, nnx.BatchStat))
+    params, batch_stats = (nnx.to_pure_dict(nnx.state(plain, kind)) for kind in (nnx.Param, nnx.BatchStat))
     runs.claim(config, output)
     runs.write_classes(output, names)
     averaged = {"ema_params": params, "ema_batch_stats": batch_stats}
