@@ -61,13 +61,17 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_tracing():
+def trace_quickly(patch=setattr):
     """Half of all tracing is the message with which jax 0.10 refuses flax, who asks each traced value's sharding."""
 
     def refuse(_):
         raise AttributeError("sharding")
 
+    patch(jax.core.Tracer, "sharding", property(refuse))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_tracing():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.core.Tracer, "sharding", property(refuse))
+        trace_quickly(patch.setattr)
         yield
