@@ -18,6 +18,14 @@ from basisnet_jax.configs import digits
 
 from basisnet_jax import checkpoint, cli, models, runs
 
+LONGEST = ("plan", "mesh", "fault", "slurm", "distill", "parity", "train")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest begin first, so that no process is left with one of them when the others are done."""
+    order = {f"{name}_test": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def tiny_config(**overrides):
     """The digits config with the smallest networks that have every part; fields set by their dotted names."""
