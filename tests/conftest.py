@@ -18,6 +18,14 @@ from basisnet_jax.configs import digits
 
 from basisnet_jax import checkpoint, cli, models, runs
 
+LONGEST = ("plan", "mesh", "fault", "slurm", "distill", "parity", "train")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest begin first, so that no process is left with one of them when the others are done."""
+    order = {f"{name}_test": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def tiny_config(**overrides):
     """The digits config with the smallest networks that have every part; fields set by their dotted names."""
@@ -61,13 +69,17 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_tracing():
+def trace_quickly(patch=setattr):
     """Half of all tracing is the message with which jax 0.10 refuses flax, who asks each traced value's sharding."""
 
     def refuse(_):
         raise AttributeError("sharding")
 
+    patch(jax.core.Tracer, "sharding", property(refuse))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_tracing():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.core.Tracer, "sharding", property(refuse))
+        trace_quickly(patch.setattr)
         yield

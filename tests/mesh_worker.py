@@ -5,11 +5,13 @@
 JOBS.json holds {name: {"variant", "fields"}}; the arrays of each job go to FOLDER/name.npz.
 """
 
+import itertools
 import json
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 
+import conftest
 import jax
 import ml_collections
 import numpy as np
@@ -20,12 +22,18 @@ from basisnet_jax.data import pipeline
 from basisnet_jax.train_step import create_state, make_train_step
 
 STEPS = 3
+conftest.trace_quickly()
 partition.SMALLEST = 2**8  # the networks here are small: split what they have
+
+
+@cache
+def functional(config: str) -> models.Functional:
+    return models.functional(models.create(ml_collections.ConfigDict(json.loads(config))))
 
 
 def start(config, mesh):
     """The functional, the first state on the mesh and the jitted step."""
-    functions = models.functional(models.create(config))
+    functions = functional(ml_collections.ConfigDict({**config, "fsdp": 1, "accumulate": 1}).to_json())
     tx = optimizer.create(config.optimizer, lambda step: config.optimizer.learning_rate)
     make = partial(create_state, tx=tx)
     shardings = partition.of_state(jax.eval_shape(make, functions.params, functions.batch_stats), mesh)
@@ -38,7 +46,7 @@ def start(config, mesh):
     return functions, state, step
 
 
-def run(variant: str, config) -> dict[str, np.ndarray]:
+def run(variant: str, config, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     mesh = partition.create_mesh(config.batch_size, config.fsdp)
     functions, state, step = start(config, mesh)
     kind, _, argument = variant.partition(":")
@@ -51,11 +59,10 @@ def run(variant: str, config) -> dict[str, np.ndarray]:
         order = np.arange(config.batch_size).reshape(-1, int(argument or 1)).T.ravel()
         # Hosts read shares of the data, so which examples make a batch depends on their number. Here it must not.
         order = order.reshape(jax.process_count(), -1)[jax.process_index()]
-        batches = pipeline.train_batches(config, process_index=0, process_count=1)
         batches = ({name: column[order] for name, column in batch.items()} for batch in batches)
         batches = partition.on_device(batches, mesh)
-        for _ in range(STEPS):
-            state, metrics = step(state, next(batches), jax.random.key(0))
+        for batch in batches:
+            state, metrics = step(state, batch, jax.random.key(0))
         result = {f"metrics/{name}": np.asarray(value) for name, value in metrics.items()}
         result["split"] = np.asarray(sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state)))
     elif kind == "save":
@@ -75,10 +82,12 @@ def main(config_file: str, jobs_file: str, folder: str) -> None:
         config = json.load(file)
     with open(jobs_file) as file:
         jobs = json.load(file)
+    plain = ml_collections.ConfigDict(config)
+    batches = list(itertools.islice(pipeline.train_batches(plain, process_index=0, process_count=1), STEPS))
     for name, job in jobs.items():
         changed = ml_collections.ConfigDict(config)
         changed.update(job["fields"])
-        result = run(job["variant"], changed)
+        result = run(job["variant"], changed, batches)
         if jax.process_index() == 0:
             np.savez(os.path.join(folder, f"{name}.npz"), **result)
 
