@@ -6,6 +6,10 @@ is tensorflow/tpu `models/official/efficientnet/autoaugment.py` for ImageNet and
 the image is grey, 128. Operations on grey levels are those of Pillow, to the level.
 
 All images are uint8 [H, W, 1 or 3] with H and W known when the graph is built. Randomness is a function of the seed.
+
+TensorFlow takes its time on CPU for three things that are avoided here: choice by pixel (`tf.where`, up to ten times a
+bitwise operation), broadcasting over a last axis of three channels (three to four times broadcasting over whole rows),
+and gathering single elements (`tf.gather_nd` takes two thirds of `tf.gather`). benchmarks/README.md has the figures.
 """
 
 import dataclasses
@@ -201,19 +205,22 @@ def auto_contrast(image: tf.Tensor) -> tf.Tensor:
     # In float64 as Pillow: float32 can be one level off.
     scale = tf.where(high > low, 255 / tf.maximum(high - low, 1), 1)
     offset = tf.where(high > low, low * scale, 0)
-    return _to_levels(tf.cast(image, tf.float64) * scale - offset)
+    levels = tf.cast(_rows(image), tf.float64) * _row_of(scale, image) - _row_of(offset, image)
+    return tf.reshape(_to_levels(levels), image.shape)
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
     """Makes the histogram of each channel as flat as a map of levels can; Pillow's arithmetic in whole numbers."""
     channels = image.shape[-1]
-    bins = tf.cast(image, tf.int32) + 256 * tf.range(channels)
-    counts = tf.reshape(tf.math.bincount(tf.reshape(bins, [-1]), minlength=256 * channels), [channels, 256])
+    bins = tf.reshape(tf.cast(_rows(image), tf.int32) + _row_of(256 * tf.range(channels), image), [-1])
+    counts = tf.reshape(tf.math.bincount(bins, minlength=256 * channels), [channels, 256])
     highest = tf.cast(tf.reduce_max(image, [0, 1]), tf.int32)[:, None]
     step = (tf.reduce_sum(counts, 1, keepdims=True) - tf.gather(counts, highest, batch_dims=1)) // 255
     levels = (tf.cumsum(counts, 1, exclusive=True) + step // 2) // tf.maximum(step, 1)
     levels = tf.where(step > 0, tf.minimum(levels, 255), tf.range(256))
-    return tf.gather(tf.reshape(tf.cast(levels, tf.uint8), [-1]), bins)
+    # Of float32 the quickest.
+    levels = tf.gather_nd(tf.reshape(tf.cast(levels, tf.float32), [-1]), bins[:, None])
+    return tf.reshape(tf.cast(levels, tf.uint8), image.shape)
 
 
 def invert(image: tf.Tensor) -> tf.Tensor:
@@ -229,12 +236,13 @@ def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
 def solarize(image: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     """Inverts the levels from `threshold` up: 0 inverts all, 256 none."""
-    return tf.where(tf.cast(image, tf.int32) < threshold, image, 255 - image)
+    return tf.bitwise.bitwise_xor(image, _mask(tf.cast(image, tf.int32) >= threshold))
 
 
 def solarize_add(image: tf.Tensor, addition: tf.Tensor, threshold: int = 128) -> tf.Tensor:
     """Adds to the levels below `threshold`, up to 255."""
-    return tf.where(image < threshold, _to_levels(tf.cast(image, tf.int32) + addition), image)
+    added = tf.minimum(255 - image, tf.cast(tf.minimum(addition, 255), tf.uint8))
+    return image + tf.bitwise.bitwise_and(_mask(image < threshold), added)
 
 
 def color(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -244,7 +252,7 @@ def color(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Factor 0 is the mean grey of the image, 1 the image. (In the published code it is a number near 255.)"""
-    mean = tf.reduce_mean(tf.cast(_luma(image), tf.float64))
+    mean = tf.reduce_mean(tf.cast(_luma(image)[..., 0], tf.float64))
     return _blend(tf.floor(mean + 0.5), image, factor)
 
 
@@ -285,7 +293,7 @@ def cutout(image: tf.Tensor, centre: tf.Tensor, half: tf.Tensor) -> tf.Tensor:
     """Greys the square of side 2 `half` about `centre`, (y, x) in [0, 1); what of it is inside the image."""
     height, width = image.shape[:2]
     y, x = tf.cast(centre[0] * height, tf.int32), tf.cast(centre[1] * width, tf.int32)
-    return tf.where(_box(image, y - half, x - half, 2 * half, 2 * half), tf.constant(_FILL, tf.uint8), image)
+    return _with_box(image, tf.constant(_FILL, tf.uint8), y - half, x - half, 2 * half, 2 * half)
 
 
 def random_erasing(
@@ -326,22 +334,26 @@ def random_erasing(
         top = tf.cast(place[0] * tf.cast(height - box_height + 1, tf.float32), tf.int32)
         left = tf.cast(place[1] * tf.cast(width - box_width + 1, tf.float32), tf.int32)
         if fill is None:
-            noise = tf.random.stateless_uniform([height, width, channels], seeds[0], 0, 256, tf.int32)
-            values = tf.cast(noise, tf.uint8)
+            # Four levels a number: drawing each from 0..255 takes four times as long.
+            size = height * width * channels
+            words = tf.random.stateless_uniform([-(-size // 4)], seeds[0], None, None, tf.int32)
+            values = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], image.shape)
         else:
             values = tf.constant(fill, tf.uint8)
-        return tf.where(_box(image, top, left, box_height, box_width), values, image)
+        return _with_box(image, values, top, left, box_height, box_width)
 
     return tf.cond(tf.random.stateless_uniform([], seed) < probability, erase, lambda: tf.identity(image))
 
 
 def _luma(image):
-    """Grey levels [H, W, 1], int32, by ITU-R 601-2 in Pillow's 16-bit arithmetic."""
-    levels = tf.cast(image, tf.int32)
+    """Grey levels by ITU-R 601-2 in Pillow's 16-bit arithmetic, in all channels: float32 [H, W, 1 or 3]."""
+    levels = tf.cast(image, tf.float32)
     if image.shape[-1] == 1:
         return levels
-    red, green, blue = tf.split(levels, 3, axis=-1)
-    return tf.bitwise.right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)
+    # Whole numbers below 2^24 throughout, so that float32 is exact in any order.
+    weights = tf.constant([[19595.0] * 3, [38470.0] * 3, [7471.0] * 3])
+    sums = tf.reshape(levels, [-1, 3]) @ weights
+    return tf.reshape(tf.floor((sums + 32768) / 65536), image.shape)
 
 
 def _blend(degenerate, image, factor):
@@ -356,17 +368,39 @@ def _to_levels(values):
 
 def _transform(image, coefficients):
     """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f), the nearest, for coefficients a to f."""
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
-        transforms=tf.stack([*coefficients, 0.0, 0.0])[None],
-        output_shape=image.shape[:2],
-        fill_value=float(_FILL),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )[0]
+    height, width, channels = image.shape
+    a, b, c, d, e, f = coefficients
+    x, y = tf.range(width, dtype=tf.float32), tf.range(height, dtype=tf.float32)[:, None]
+    column = tf.cast(tf.floor(a * x + b * y + c + 0.5), tf.int32)
+    row = tf.cast(tf.floor(d * x + e * y + f + 0.5), tf.int32)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    # ImageProjectiveTransformV3 takes twice as long as looking up pixels in a list, grey the last of them.
+    grey = height * width
+    places = grey + tf.cast(inside, tf.int32) * (row * width + column - grey)
+    pixels = tf.concat([tf.reshape(image, [-1, channels]), tf.fill([1, channels], tf.constant(_FILL, tf.uint8))], 0)
+    return tf.reshape(tf.gather_nd(pixels, tf.reshape(places, [-1, 1])), image.shape)
 
 
-def _box(image, top, left, height, width):
-    """Whether a pixel is in the rectangle: bool [H, W, 1]."""
-    y, x = tf.range(image.shape[0])[:, None, None], tf.range(image.shape[1])[:, None]
-    return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+def _with_box(image, values, top, left, height, width):
+    """The image with `values`, uint8, inside the rectangle."""
+    y, x = tf.range(image.shape[0]), tf.range(image.shape[1])
+    rows, columns = _mask((y >= top) & (y < top + height)), _mask((x >= left) & (x < left + width))
+    columns = tf.repeat(columns, image.shape[-1])
+    inside = tf.reshape(tf.bitwise.bitwise_and(rows[:, None], columns), image.shape)
+    # Exclusive or, twice, gives back what was there.
+    return tf.bitwise.bitwise_xor(image, tf.bitwise.bitwise_and(inside, tf.bitwise.bitwise_xor(image, values)))
+
+
+def _mask(chosen):
+    """uint8: all bits of what is chosen, else none."""
+    return 255 * tf.cast(chosen, tf.uint8)
+
+
+def _rows(image):
+    """[H, W, C] -> [H, W * C]."""
+    return tf.reshape(image, [image.shape[0], -1])
+
+
+def _row_of(values, image):
+    """A value for each channel [C], repeated along a row: [W * C]."""
+    return tf.tile(values, [image.shape[1]])

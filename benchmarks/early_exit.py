@@ -11,12 +11,8 @@ A second row has one image that does not stop: its specialist as a plain network
 the specialist on a batch of one. `--quick` (under a minute) takes small networks and small images.
 """
 
-import argparse
-import json
-import time
-from collections.abc import Callable
-
 import jax
+import measure
 import numpy as np
 from basisnet_jax.configs import imagenet_basisnet_mv3
 
@@ -25,27 +21,7 @@ from basisnet_jax import early_exit, evaluate, madds, models
 SHARE = 0.4  # of the images stop
 
 
-def compare(name: str, ours: Callable, reference: Callable, turns: int, batches: int = 1) -> dict[str, float | str]:
-    """The row of two functions that take turns, per batch; the first turn, which compiles, does not count."""
-    times = {ours: [], reference: []}  # (wall, processor)
-    for _ in range(turns + 1):
-        for run, of_run in times.items():
-            begin = np.array([time.perf_counter(), time.process_time()])
-            run()
-            of_run.append(np.array([time.perf_counter(), time.process_time()]) - begin)
-    (ours_ms, ours_cpu), (reference_ms, reference_cpu) = (
-        1000 * np.median(of_run[1:], axis=0) / batches for of_run in times.values()
-    )
-    return {
-        "name": name,
-        "ours_ms": float(ours_ms),
-        "reference_ms": float(reference_ms),
-        "ratio": float(ours_ms / reference_ms),
-        "cpu_ratio": float(ours_cpu / reference_cpu),
-    }
-
-
-def measure(quick: bool) -> list[dict]:
+def rows(quick: bool) -> list[dict]:
     config = imagenet_basisnet_mv3.get_config("bases=4,width=0.35" if quick else "")
     config.dtype = "float32"
     size, batch_size, num_batches, turns = (96, 16, 4, 5) if quick else (224, 64, 6, 3)
@@ -77,7 +53,7 @@ def measure(quick: bool) -> list[dict]:
     rule = early_exit.Rule(float(np.quantile(confidences, 1 - SHARE)))
     two_stage = early_exit.TwoStage(model, rule, batch_size, prepare)
     stopped = np.mean([answers.stopped for answers in two_stage.stream(images)])
-    batched = compare(
+    batched = measure.compare(
         f"two-stage inference, batches of {batch_size} at {size} px",
         lambda: [*two_stage.stream(images)],
         no_early_termination,
@@ -89,22 +65,17 @@ def measure(quick: bool) -> list[dict]:
     single = early_exit.TwoStage(model, early_exit.Rule(), 1, prepare)
     one = images[0, 0]
     name = f"one image at {size} px that does not stop"
-    return [batched, compare(name, lambda: single.single(one), lambda: single(one[None]), 4 * turns)]
+    return [batched, measure.compare(name, lambda: single.single(one), lambda: single(one[None]), 4 * turns)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", help="where the rows go, as JSON")
-    parser.add_argument("--quick", action="store_true")
-    flags = parser.parse_args()
-    rows = measure(flags.quick)
-    for row in rows:
+    flags = measure.flags(__doc__).parse_args()
+    results = rows(flags.quick)
+    for row in results:
         print(f"{row['name']}: {row['ours_ms']:.1f} ms, reference {row['reference_ms']:.1f} ms")
         print(f"  ratio of time {row['ratio']:.3f}, of processor time {row['cpu_ratio']:.3f}", end="")
         print(f", of mean MAdds {row['madds_ratio']:.3f}: {row['share']:.0%} stop" if "share" in row else "")
-    if flags.json:
-        with open(flags.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    measure.write(results, flags.json)
 
 
 if __name__ == "__main__":

@@ -288,8 +288,8 @@ def _preprocess(ds_builder, config, ids=False):
             image = _decode_centre(feature, example["image"], 1.0)
         image = _resize(config, image)
         image = augment.affine(image, seeds[1], shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
-        image = augment.random_flip(image, seeds[2]) if amounts.flip else image
         image = _to_uint8(image)
+        image = augment.random_flip(image, seeds[2]) if amounts.flip else image
         if amounts.policy:
             image = autoaugment.apply(
                 image, seeds[3], amounts.policy, layers=amounts.layers, magnitude=amounts.magnitude
@@ -359,7 +359,15 @@ def _resize(config, image):
     # Before it is resized, an image that is grey all along turns into exactly the one channel that it was made of.
     if image.shape[-1] == 3 and config.channels == 1:
         image = tf.image.rgb_to_grayscale(image)
-    image = tf.image.resize(image, [config.image_size] * 2, method=config.resize, antialias=True)
+    sides, method = [config.image_size] * 2, config.resize
+    if method == "bilinear":  # Where no side shrinks there is nothing to antialias, and the plain one is far quicker.
+        image = tf.cond(
+            tf.reduce_all(tf.shape(image)[:2] <= config.image_size),
+            lambda: tf.image.resize(image, sides, method),
+            lambda: tf.image.resize(image, sides, method, antialias=True),
+        )
+    else:
+        image = tf.image.resize(image, sides, method, antialias=True)
     return tf.tile(image, [1, 1, 3]) if image.shape[-1] == 1 and config.channels == 3 else image
 
 

@@ -1,0 +1,129 @@
+"""The training step compiled for a TPU v5e that is not there: traffic, temporaries, FLOPs and compile time, by path.
+
+    python benchmarks/tpu_compiled.py [--quick] [--json FILE] [--topology=v5e:1x1] [--batch=128] [CANDIDATE ...]
+
+Needs the extra `tpu-plan`. configs/imagenet_basisnet_mv3.py, 128 images a device at 224 px, bfloat16, for: the static
+network alone, with the preview (the reference), and BasisNet-16 by the paths that conv.py chooses and by others for
+single kinds of layers. Nothing runs, so `ours_ms` and `reference_ms` are bounds: the greater of FLOPs and HBM traffic
+at the chip's published peaks. `ratio` is that of traffic, as `hlo.traffic` counts it; `accessed_gb` includes memory on
+the chip. A candidate that does not fit in memory, or that the compiler refuses, has its reason in place of numbers.
+
+A compilation takes minutes: name a candidate to have it alone, beside the reference. `--quick` (a minute or two: libtpu
+takes so long) has the first stages of the networks, 4 bases, 8 images at 64 px, and no candidates but the chosen paths.
+"""
+
+import contextlib
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import measure
+from basisnet_jax.configs import imagenet_basisnet_mv3
+from flax import nnx
+from preview_and_static import PreviewAndStatic, train_step
+
+from basisnet_jax import cli, conv, hlo, models, plan
+
+REFERENCE = "static + preview"
+PATHS = {  # of BasisNet: {kind of layer: path}; what is not named is conv.py's choice
+    "chosen": {},
+    "folded depthwise": {"depthwise": "folded"},
+    "shifted sum for all depthwise": {"depthwise": "depthwise"},
+    "general for pointwise": {"pointwise": "general"},
+}
+
+
+@contextlib.contextmanager
+def choosing(paths: dict[str, str]):
+    """Inside this block the per-example convolutions of each kind take the path that is named for it."""
+    convolve = conv.conv_per_example
+
+    def chosen(x, kernels, *, groups=1, **arguments):
+        pointwise = set(kernels.shape[1:-2]) == {1}
+        kind = "pointwise" if pointwise else "depthwise" if groups == x.shape[-1] else "general"
+        return convolve(x, kernels, groups=groups, path=paths.get(kind), **arguments)
+
+    with mock.patch.object(conv, "conv_per_example", chosen):
+        yield
+
+
+def functions_of(candidate: str, config) -> models.Functional:
+    """The candidate's model, with shapes in place of arrays but for the keys of its dropout."""
+    config = config.copy_and_resolve_references()
+    if candidate == "static":
+        config.model = "static"
+    make = PreviewAndStatic if candidate == REFERENCE else models.create
+    graph, params, batch_stats, rest = nnx.split(nnx.eval_shape(lambda: make(config)), nnx.Param, nnx.BatchStat, ...)
+
+    def zero(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
+
+    return models.functional(nnx.merge(graph, params, batch_stats, jax.tree.map(zero, rest)))
+
+
+def compiled(candidate: str, config, device, chip: plan.Chip) -> dict:
+    functions = functions_of(candidate, config)
+    step, create = train_step(config, functions)
+    state = jax.eval_shape(create, functions.params, functions.batch_stats)
+    images = config.batch_size, config.image_size, config.image_size, config.channels
+    batch = {
+        "image": jax.ShapeDtypeStruct(images, jnp.uint8),
+        "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
+    }
+    on_chip = jax.sharding.SingleDeviceSharding(device)
+    begin = time.perf_counter()
+    with conv.paths_for("tpu"), choosing(PATHS.get(candidate, {})):
+        jitted = jax.jit(step, donate_argnums=0, in_shardings=on_chip, out_shardings=on_chip)
+        lowered = jitted.lower(state, batch, jax.eval_shape(jax.random.key, config.seed))
+    traced = time.perf_counter()
+    try:
+        program = lowered.compile(plan.COMPILER_OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        return {"failed": str(error).splitlines()[0]}
+    sizes, costs, traffic = program.memory_analysis(), program.cost_analysis(), hlo.traffic(program.as_text())
+    return {
+        "bound_ms": 1000 * max(costs["flops"] / chip.flops, traffic / chip.bandwidth),
+        "traffic_gb": traffic / 1e9,
+        "accessed_gb": costs["bytes accessed"] / 1e9,
+        "temporaries_gb": sizes.temp_size_in_bytes / 1e9,
+        "gflops": costs["flops"] / 1e9,
+        "trace_s": traced - begin,
+        "compile_s": time.perf_counter() - traced,
+    }
+
+
+def main() -> None:
+    parser = measure.flags(__doc__)
+    parser.add_argument("--topology", default="v5e:1x1")
+    parser.add_argument("--batch", type=int, default=128, help="images a device")
+    parser.add_argument("candidates", nargs="*", metavar="CANDIDATE", help=f"of static, {', '.join(PATHS)}; all")
+    flags = parser.parse_args()
+    cli.quiet_logs()
+    config = imagenet_basisnet_mv3.get_config("bases=4" if flags.quick else "")
+    config.batch_size = flags.batch
+    candidates = flags.candidates or (["chosen"] if flags.quick else ["static", *PATHS])
+    if flags.quick:
+        config.batch_size, config.image_size, config.preview.image_size = 8, 64, 32
+        config.network.num_stages = config.preview.num_stages = 2
+    devices, chip = plan.find_devices(flags.topology)
+    reference = compiled(REFERENCE, config, devices[0], chip)
+    rows = [{"name": REFERENCE, **reference}]
+    for candidate in candidates:
+        row = {"name": candidate if candidate == "static" else f"BasisNet, {candidate}"}
+        row |= compiled(candidate, config, devices[0], chip)
+        if "failed" not in row:
+            row |= {"ours_ms": row["bound_ms"], "reference_ms": reference["bound_ms"]}
+            row["ratio"] = row["traffic_gb"] / reference["traffic_gb"]
+            row["temporaries_ratio"] = row["temporaries_gb"] / reference["temporaries_gb"]
+        rows.append(row)
+        print(row, flush=True)
+    columns = {"ratio": ".2f", "temporaries_ratio": ".2f", "bound_ms": ".1f", "traffic_gb": ".2f"}
+    columns |= {"accessed_gb": ".2f", "temporaries_gb": ".2f", "gflops": ".0f", "trace_s": ".0f", "compile_s": ".0f"}
+    print(measure.table(rows, columns | {"failed": ""}))
+    measure.write(rows, flags.json)
+
+
+if __name__ == "__main__":
+    main()
