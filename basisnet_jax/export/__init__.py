@@ -19,8 +19,7 @@ from flax import nnx
 
 from basisnet_jax import checkpoint, early_exit, evaluate, madds, models, runs
 from basisnet_jax.errors import UserError
-from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, tflite, verify
-from basisnet_jax.export.stages import stages
+from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
 
 FORMATS = {
     "tflite": tflite,
@@ -151,7 +150,7 @@ def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
                 "inputs": {key: {"shape": a.shape, "dtype": str(a.dtype)} for key, a in stage.inputs.items()},
                 "madds": costs[stage.name],  # of an image whose answer this stage gives
             }
-            for stage in stages(run.model, config, rule)
+            for stage in stages.of(run.model, config, rule)
         },
         **early,
         "versions": {name: importlib.metadata.version(name) for name in ("basisnet_jax", "jax", "flax")},

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from basisnet_jax import conv
+from basisnet_jax.export import stages
 from basisnet_jax.export.requirements import required
-from basisnet_jax.export.stages import Stage, stages
 
 OPSET = 21
 
@@ -23,7 +23,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
     onnx = required("onnx")
     required("onnxruntime")  # to run it, which verification does
     graphs = {}
-    for stage in stages(run.model, run.config, rule, kernels="oihw"):
+    for stage in stages.of(run.model, run.config, rule, kernels="oihw"):
         path = folder / f"{stage.name}.onnx"
         options = dict(save_as_external_data=True, location=f"{stage.name}.weights", size_threshold=1024)
         onnx.save(converted(stage), path, **options)
@@ -33,7 +33,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
     return {"opset": OPSET}
 
 
-def converted(stage: Stage):
+def converted(stage: stages.Stage):
     """The ONNX model of a stage for a batch of one; its inputs and outputs have the stage's names."""
     with converter() as jax2onnx, conv.paths_for("gpu"):
         specs = [jax.ShapeDtypeStruct((1, *array.shape), array.dtype) for array in stage.inputs.values()]
@@ -95,10 +95,11 @@ def load(folder: pathlib.Path, manifest: dict) -> dict:
     onnxruntime = required("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # without the notes on what its optimizer does
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the sessions share the cores
 
     def runner(name):
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-        keys = [value.name for value in session.get_inputs()]
+        keys = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
         names = [value.name for value in session.get_outputs()]
 
         def run(*arrays):

@@ -14,7 +14,7 @@ from orbax.checkpoint import tree as trees
 
 from basisnet_jax import models
 from basisnet_jax.early_exit import Rule
-from basisnet_jax.export.stages import stages
+from basisnet_jax.export import stages
 
 
 def write(run, rule, folder: pathlib.Path) -> dict:
@@ -26,7 +26,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
 
 def load(folder: pathlib.Path, manifest: dict) -> dict:
     config, rule = ml_collections.ConfigDict(manifest["config"]), Rule(**manifest.get("early_exit", {}))
-    return {stage.name: jax.jit(stage) for stage in stages(model(folder, manifest), config, rule)}
+    return {stage.name: jax.jit(stage) for stage in stages.of(model(folder, manifest), config, rule)}
 
 
 def model(folder: pathlib.Path, manifest: dict) -> nnx.Module:

@@ -10,14 +10,14 @@ import jax
 from jax import export
 
 from basisnet_jax import conv
-from basisnet_jax.export.stages import stages
+from basisnet_jax.export import stages
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(run, rule, folder: pathlib.Path) -> dict:
     (batch,) = export.symbolic_shape("b")
-    for stage in stages(run.model, run.config, rule):
+    for stage in stages.of(run.model, run.config, rule):
         specs = [jax.ShapeDtypeStruct((batch, *array.shape), array.dtype) for array in stage.inputs.values()]
         with conv.paths_for("gpu"):
             exported = export.export(jax.jit(stage), platforms=PLATFORMS)(*specs)

@@ -31,7 +31,7 @@ class Stage:
         return self.function(self.weights, *inputs)
 
 
-def stages(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stage]:
+def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stage]:
     """The stages of a model in evaluation mode, computing in float32.
 
     preview: images -> logits (`rule.scaled`), confidence, coefficients; specialist: images, coefficients -> logits;

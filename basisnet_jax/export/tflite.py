@@ -4,16 +4,16 @@
 are known beforehand, the bases among them, are quantized, what is computed from the image is not.
 """
 
+import os
 import pathlib
 import tempfile
 
-import jax
 import numpy as np
 from jax.experimental import jax2tf
 
 from basisnet_jax import conv
+from basisnet_jax.export import stages
 from basisnet_jax.export.requirements import required
-from basisnet_jax.export.stages import Stage, stages
 
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -23,7 +23,7 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
 
     required("ai_edge_litert")  # to run it, which verification does
     with conv.paths_for("gpu"):
-        module, signatures = traced(stages(run.model, run.config, rule, kernels="hwio"))
+        module, signatures = traced(stages.of(run.model, run.config, rule, kernels="hwio"))
     with tempfile.TemporaryDirectory() as saved_model:
         tf.saved_model.save(module, saved_model, signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(signatures))
@@ -35,7 +35,7 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
     return {"precision": precision}
 
 
-def traced(of_model: list[Stage]):
+def traced(of_model: list[stages.Stage]):
     """A `tf.Module` and the signature of it for each stage, its batch fixed to one."""
     import tensorflow as tf
 
@@ -50,7 +50,7 @@ def traced(of_model: list[Stage]):
 
 def load(folder: pathlib.Path, manifest: dict) -> dict:
     litert = required("ai_edge_litert.interpreter")
-    interpreter = litert.Interpreter(str(folder / "model.tflite"), num_threads=jax.local_device_count())
+    interpreter = litert.Interpreter(str(folder / "model.tflite"), num_threads=os.cpu_count())
 
     def runner(name):
         run = interpreter.get_signature_runner(name)

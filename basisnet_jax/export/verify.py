@@ -18,10 +18,10 @@ BATCH_SIZE = 50  # of these, for JAX
 CALLS = 20  # of each stage, for its latency
 
 
-def examples(config, images: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+def examples(config, images: str | None, most: int | None = MOST) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 [n, H, W, C] as evaluation sees them, and their labels [n] where they come from the validation split."""
     if images:
-        read = list(files.read(config, files.list_files([images])[:MOST]))
+        read = list(files.read(config, files.list_files([images])[:most]))
         for path, image in read:
             if isinstance(image, Exception):
                 raise UserError(folder.unreadable(path, image))
@@ -31,7 +31,7 @@ def examples(config, images: str | None) -> tuple[np.ndarray, np.ndarray | None]
     except UserError as error:
         raise UserError(f"{error}; --images=FOLDER verifies on images of your own") from error
     mask = np.concatenate([batch["mask"] for batch in batches]).astype(bool)
-    image, label = (np.concatenate([batch[name] for batch in batches])[mask][:MOST] for name in ("image", "label"))
+    image, label = (np.concatenate([batch[name] for batch in batches])[mask][:most] for name in ("image", "label"))
     return image, label
 
 
