@@ -95,7 +95,6 @@ def load(folder: pathlib.Path, manifest: dict) -> dict:
     onnxruntime = required("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # without the notes on what its optimizer does
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the sessions share the cores
 
     def runner(name):
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
