@@ -14,6 +14,7 @@ batch is ever part of the saved state. Biases, batch norm and all layers not cho
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -28,6 +29,17 @@ from basisnet_jax import initializers
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
     """Every example's kernel, sum_n coefficients[b, n] * kernels[n]: [B, N], [N, ...] -> [B, ...]."""
     return jnp.einsum("bn,n...->b...", coefficients_BN.astype(kernels_N.dtype), kernels_N)
+
+
+def product_of_mixture(x: jax.Array, coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
+    """Every example's product with its own mixture, x [B, 1..., I] to [B, 1..., O], without making that mixture.
+
+    As many multiply-adds as mixing alone, in one ordinary matrix product: the N kernels lie below each other, and row b
+    has x[b] N times, each weighed by its coefficient. For layers that use a kernel at one position only.
+    """
+    weighed = coefficients_BN.astype(x.dtype)[:, :, None] * x.reshape(x.shape[0], 1, -1)
+    y = jnp.matmul(weighed.reshape(x.shape[0], -1), kernels_N.reshape(-1, kernels_N.shape[-1]))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 class BasisLayer(nnx.Module):
@@ -57,6 +69,8 @@ class BasisLayer(nnx.Module):
         x, kernels_N, bias = layer.promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)
 
         def mix_and_apply(x, coefficients, kernels_N):
+            if self.is_one_product(x):
+                return product_of_mixture(x, coefficients, kernels_N)
             return self.apply(x, mix(coefficients, kernels_N))
 
         if self.remat:
@@ -67,6 +81,11 @@ class BasisLayer(nnx.Module):
 
 class BasisConv(BasisLayer):
     """`nnx.Conv` with N kernels, [N, *window, I / groups, O]."""
+
+    def is_one_product(self, x) -> bool:
+        """Whether each example is one vector, multiplied with the whole kernel: a 1x1 convolution of a single pixel."""
+        plain = self.layer.feature_group_count == 1 and self.layer.padding in ("SAME", "VALID", 0)
+        return plain and math.prod((*x.shape[1:-1], *self.layer.kernel_size)) == 1
 
     def apply(self, x, kernels_B):
         return conv_lib.conv_per_example(
@@ -81,6 +100,9 @@ class BasisConv(BasisLayer):
 
 class BasisLinear(BasisLayer):
     """`nnx.Linear` with N kernels, [N, I, O]: [B, ..., I] -> [B, ..., O]."""
+
+    def is_one_product(self, x) -> bool:
+        return math.prod(x.shape[1:-1]) == 1
 
     def apply(self, x, kernels_B):
         return jnp.einsum("b...i,bio->b...o", x, kernels_B)

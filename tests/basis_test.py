@@ -1,5 +1,7 @@
 """The idea itself, on a network that was written with no thought of it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,6 +180,30 @@ def test_linear_layers_on_more_axes():
         y = linear[0](x)
     for b in range(2):
         np.testing.assert_allclose(y[b], basis.synthesize(linear, alpha[b])[0](x[b]), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kernel_used_at_one_position_is_never_mixed(dtype):
+    network = nnx.List([nnx.Conv(6, 10, (1, 1), dtype=dtype, rngs=nnx.Rngs(0))])
+    network = basis.with_bases(network, N, rngs=nnx.Rngs(1))
+    x = jax.random.normal(jax.random.key(0), (4, 1, 1, 6))
+    alpha = jax.nn.softmax(jax.random.normal(jax.random.key(1), (4, 1, N)))
+
+    def call(alpha, x):
+        with basis.mixed(layer := nnx.clone(network[0]), alpha):
+            return layer(x)
+
+    def equations(alpha, x):
+        return jax.make_jaxpr(call)(alpha, x).eqns
+
+    y = call(alpha, x)
+    for b in range(4):
+        expected = basis.synthesize(network, alpha[b])[0](x[b : b + 1])[0]
+        np.testing.assert_allclose(y[b], expected, atol=1e-5 if dtype == "float32" else 0.03)
+    shapes = {var.aval.shape for eqn in equations(alpha, x) for var in eqn.outvars}
+    assert not any(shape[:1] == (4,) and math.prod(shape[1:]) == 60 for shape in shapes)
+    two_pixels = {var.aval.shape for eqn in equations(alpha, x.repeat(2, 1)) for var in eqn.outvars}
+    assert any(shape[:1] == (4,) and math.prod(shape[1:]) == 60 for shape in two_pixels)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,22 @@ def test_static_drop_in_shifts_only_depthwise(kernel, shifted, options, monkeypa
     assert actual.shape == expected.shape
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_static_pointwise_equals_lax(rank, stride, monkeypatch):
+    spatial = "HWD"[:rank]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    x, rhs = normal(0, 2, *(5, 4, 3)[:rank], 6), normal(1, *(1,) * rank, 6, 7)
+
+    def run(convolve):
+        f = partial(convolve, window_strides=(stride,) * rank, padding="SAME", dimension_numbers=numbers)
+        return value_and_gradients(f, x, rhs)
+
+    expected = run(jax.lax.conv_general_dilated)
+    monkeypatch.setattr(conv.lax, "conv_general_dilated", None)  # it must do without
+    assert_same(run(conv.conv_general_dilated), expected)
+
+
 def test_static_drop_in_serves_nnx():
     def layer(**kwargs):
         return nnx.Conv(4, 4, (3, 3), strides=2, feature_group_count=4, rngs=nnx.Rngs(0), **kwargs)
