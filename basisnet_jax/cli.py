@@ -168,6 +168,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, LostProcess) as error:
         print(f"basisnet: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except Exception:
         traceback.print_exc()
         code = 1

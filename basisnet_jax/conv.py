@@ -110,8 +110,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, but quick on CPU in training: `nnx.Conv(conv_general_dilated=...)`.
 
     On CPU, for lhs [B, *spatial, I] and rhs [*window, I / groups, O], it is one matrix product where the window is 1,
-    and the shifted sum, with one kernel shared by the batch, where it is 2-D and depthwise. XLA's own kernel gradient of
-    a pointwise convolution takes 2-18 times as long as the product's (56 against 5 ms, [16, 56, 56, 24] to 72).
+    and the shifted sum, with one kernel shared by the batch, where it is 2-D and depthwise. XLA's own kernel gradient
+    of a pointwise convolution takes 2-18 times as long as the product's (56 against 5 ms, [16, 56, 56, 24] to 72).
     `precision` has no meaning there. Anything else goes to `jax.lax` unchanged.
     """
     rank = lhs.ndim - 2

@@ -31,8 +31,8 @@ def confidence(logits: jax.Array, criterion: str = "max_softmax") -> jax.Array:
     if criterion == "max_softmax":
         return jnp.max(probabilities, axis=-1)
     if criterion == "margin":
-        largest, _ = jax.lax.top_k(probabilities, 2)
-        return largest[..., 0] - largest[..., 1]
+        others = jnp.arange(probabilities.shape[-1]) != jnp.argmax(probabilities, axis=-1, keepdims=True)
+        return jnp.max(probabilities, axis=-1) - jnp.max(jnp.where(others, probabilities, 0), axis=-1)
     if criterion == "entropy":
         return 1 - jnp.sum(jax.scipy.special.entr(probabilities), axis=-1) / np.log(probabilities.shape[-1])
     raise ValueError(f"criterion {criterion!r}, expected one of {', '.join(CRITERIA)}")

@@ -1,5 +1,6 @@
 """Labels for image files. Inference really stops: the specialist runs only where the preview is not confident."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -42,7 +43,8 @@ def predict(
       which: a step, "best" (on the validation split), or None for the newest.
       threshold: at which the preview's confidence, its largest probability, ends inference. None takes the rule that
         `basisnet calibrate` found for this step or, where it never ran, the one that evaluated it.
-      export: a folder that `basisnet export` wrote, whose files answer in place of a run's model; workdir is None then.
+      export: a folder that `basisnet export` wrote, whose files answer in place of a run's model; workdir is None then,
+        and a threshold is one of the criterion that was exported.
       form: "table", "json" (an object a line) or "csv".
 
     Raises:
@@ -54,7 +56,7 @@ def predict(
         raise UserError(
             "no images given, expected basisnet predict --workdir=DIR with files, folders or - for a list on stdin"
         )
-    if export:
+    if export is not None:
         config, names, answer = of_export(export, threshold)
     else:
         run = runs.load(workdir, which)
@@ -68,7 +70,7 @@ def predict(
     def batches():
         nonlocal unread
         images = []
-        for path, image in files.read(config, paths):
+        for path, image in reads:
             if isinstance(image, Exception):
                 print(f"basisnet: {folder.unreadable(path, image)}", file=sys.stderr)
                 unread += 1
@@ -81,8 +83,10 @@ def predict(
         if images:
             yield np.stack(images)
 
-    for label, confidence, stage, cost in answer(batches()):
-        show(dict(zip(FIELDS, (waiting.popleft(), names[label], confidence, stage, cost), strict=True)))
+    # Whatever ends this, such as a closed pipe, first ends the threads that read.
+    with contextlib.closing(files.read(config, paths)) as reads:
+        for label, confidence, stage, cost in answer(batches()):
+            show(dict(zip(FIELDS, (waiting.popleft(), names[label], confidence, stage, cost), strict=True)))
     if unread:
         raise UserError(f"{unread} of {len(paths)} files could not be read")
 

@@ -9,7 +9,7 @@ weights, and as ONNX, by LiteRT and onnxruntime (extra `export`) on all cores; t
     bare preview   the same against an export of the preview network by itself: no resizing, no coefficients
     goes on        preview, mixing and specialist, against an export of the static MobileNetV3-Large
 
-`bases_ms` is how long this machine takes to read the bases once: what mixing costs at least. `--quick` (under a minute)
+`bases_ms` is how long one core takes to read the bases once, in float32. `--quick` (under a minute)
 takes small networks. With `--workdir` every format of that run is run on its whole test split: `same` labels of
 `images`, and the largest difference of a logit, relative to the largest logit.
 """
@@ -68,7 +68,8 @@ def measured(config, turns: int) -> list[dict]:
             "goes on": (lambda run=run: run(image, 1.1), lambda large=large: large(image)),
         }
         rows += [measure.compare(f"{name}: {kind}", *pair, turns) for kind, pair in pairs.items()]
-        rows[-1]["bases_ms"] = reading(model)
+        if not options:
+            rows[-1]["bases_ms"] = reading(model)
     return rows
 
 
@@ -97,7 +98,8 @@ def labels(workdir: str) -> list[dict]:
         for precision in module.PRECISIONS if format == "tflite" else ("float32",):
             folder = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH.name))
             extra = module.write(run, rule, folder, **({"precision": precision} if format == "tflite" else {}))
-            found = verify.measure(run, rule, module.load(folder, {"stages": inputs, **extra}), images, labels)
+            manifest = {"stages": inputs, "early_exit": rule._asdict(), **extra}
+            found = verify.measure(run, rule, module.load(folder, manifest), images, labels)
             row = {"name": f"{format}, {precision}", "same": found["same_labels"], "images": found["num_images"]}
             rows.append(row | {"top1": found["top1"], "difference": max(found["largest_difference"].values())})
     return rows

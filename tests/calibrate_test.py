@@ -84,7 +84,7 @@ def test_evaluation_and_prediction_obey_it(calibrated, workdir, held_out):
         assert early["chosen_on"] == chosen
         if not argv:
             assert tuple(early[field] for field in early_exit.Rule._fields) == rule
-            assert predict.evaluated_rule(workdir, 3) == rule
+            assert runs.evaluated_rule(workdir, 3) == rule
     run = runs.load(workdir)
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 1), np.uint8)
     outputs = jax.jit(run.functions.evaluate)(run.params, run.batch_stats, evaluate.normalize(images, run.config))

@@ -56,7 +56,7 @@ def fails(capsys):
         (["evaluate", "--workdir=DIR", "--threshold=nan"], ["--threshold='nan'", "number"]),
         (["evaluate", "--workdir=DIR"], ["DIR/config.json is missing"]),
         (["evaluate", "--workdir=DIR/none"], ["DIR/none/config.json is missing"]),
-        (["predict", "a.png"], ["--workdir is missing"]),
+        (["predict", "a.png"], ["no model given", "or --export="]),
         (["predict", "--workdir=DIR", "a.png", "--jsno"], ["jsno"]),
         (["predict", "--workdir=DIR", "a.png", "--threshold=nan"], ["--threshold='nan'", "number"]),
         (["predict", "--workdir=DIR/none", "a.png"], ["DIR/none/config.json is missing"]),

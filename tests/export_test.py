@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from flax import nnx
 import basisnet_jax
 from basisnet_jax import cli, early_exit, evaluate, export, models, runs
 from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx
 from basisnet_jax.export.stages import folded as fold
 from basisnet_jax.networks import blocks
@@ -44,12 +47,16 @@ def images(config):
 def workdir(make_run, config, tmp_path_factory):
     """A run that stops half of its images."""
     path = make_run(config, tmp_path_factory.mktemp("basisnet"))
-    run = runs.load(path)
-    batch = next(pipeline.eval_batches(config, "validation"))["image"]
-    outputs = run.functions.evaluate(run.params, run.batch_stats, evaluate.normalize(batch, config))
-    threshold = float(np.median(early_exit.confidence(outputs.preview_logits)))
-    runs.write_json(f"{path}/evaluation.json", {"step": STEP, "early_termination": {"threshold": threshold}})
+    set_rule(path, next(pipeline.eval_batches(config, "validation"))["image"])
     return path
+
+
+def set_rule(workdir, images, **rule):
+    """Makes the threshold that at which half of these images stop."""
+    run, rule = runs.load(workdir), early_exit.Rule(**rule)
+    outputs = run.functions.evaluate(run.params, run.batch_stats, evaluate.normalize(images, run.config))
+    rule = rule._replace(threshold=float(np.median(rule.confidence(outputs.preview_logits))))
+    runs.write_json(f"{workdir}/evaluation.json", {"step": STEP, "early_termination": rule._asdict()})
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,24 @@ def test_every_format_answers_as_jax_does(format, exported, workdir, files, pred
         assert row["confidence"] == pytest.approx(like["confidence"], rel=1e-3)
     stops, _ = predict(f"--export={exported(f'--format={format}')}", "--threshold=0", files)
     assert {row["stage"] for row in stops} == {"preview"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_other_criteria_and_paddings(format, make_run, tiny, files, images, tmp_path, predict):
+    symmetric = {"network.padding": "symmetric", "preview.padding": "symmetric", "coefficients.shared": True}
+    workdir = make_run(tiny(**symmetric), tmp_path / "run")
+    for rule in ({"criterion": "margin", "temperature": 1.5}, {"criterion": "entropy"}):
+        set_rule(workdir, images[:-1], **rule)
+        to = tmp_path / rule["criterion"]
+        flags = [f"--workdir={workdir}", f"--format={format}", f"--output={to}", f"--images={files}"]
+        assert cli.main(["export", *flags]) == 0
+        rows, _ = predict(f"--export={to}", files)
+        expected, _ = predict(f"--workdir={workdir}", files)
+        assert len({row["stage"] for row in expected}) == 2
+        for row, like in zip(rows, expected, strict=True):
+            assert row | {"confidence": 0} == like | {"confidence": 0}
+            assert row["confidence"] == pytest.approx(like["confidence"], rel=1e-3)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -206,9 +231,12 @@ def test_safetensors_load_back_as_the_model(exported, workdir, images):
     assert "params/preview/classifier/kernel" in arrays
 
 
-@pytest.mark.parametrize("model", ["static", "routed"])
+@pytest.mark.parametrize("model", ["static", "routed", "routed by layer"])
 def test_models_of_one_stage(model, make_run, tiny, data_dir, files, tmp_path, predict):
-    config = tiny(**{"data_dir": data_dir, "model": model, "basis.layers": r".*/(expand|depthwise|project)/conv"})
+    layers = r"stages/.*/(expand|depthwise|project)/conv"
+    config = tiny(**{"data_dir": data_dir, "model": model.split()[0], "basis.layers": layers})
+    if model == "routed by layer":
+        config.routing.units = layers
     workdir = make_run(config, tmp_path / "run")
     expected, _ = predict(f"--workdir={workdir}", files)
     for format in ("stablehlo", *(["tflite", "onnx"] if importlib.util.find_spec("onnxruntime") else [])):
@@ -281,7 +309,6 @@ def test_what_is_there_is_not_overwritten(workdir, exported, capsys):
 
 def damaged(folder, tmp_path):
     """Copies of an export, each damaged in its own way, and what the line about it names."""
-    import shutil
 
     def copy(name):
         return pathlib.Path(shutil.copytree(folder, tmp_path / name))
@@ -312,6 +339,12 @@ def damaged(folder, tmp_path):
     yield rewritten("number", lambda manifest: manifest["early_exit"].update(threshold="high")), "high"
     yield rewritten("rule", lambda manifest: manifest["early_exit"].update(patience=1)), "patience"
     yield rewritten("list", lambda manifest: manifest.update(files=[])), "model.json cannot be read"
+    yield rewritten("names", lambda manifest: manifest.update(classes="0123456789")), "classes"
+    yield rewritten("stages", lambda manifest: manifest.update(stages={})), "stages []"
+    yield rewritten("size", lambda manifest: manifest["preprocessing"].update(image_size=8)), "another shape"
+    yield rewritten("crop", lambda manifest: manifest["preprocessing"].update(eval_crop=5)), "preprocessing"
+    yield rewritten("nan", lambda manifest: manifest["early_exit"].update(threshold=float("nan"))), "early_exit"
+    yield rewritten("madds", lambda manifest: manifest["stages"]["preview"].update(madds="few")), "model.json cannot"
     yield rewritten("other", lambda manifest: manifest.update(format="safetensors")), "cannot be read as safetensors"
 
 
@@ -319,6 +352,40 @@ def test_damaged_exports(exported, files, predict, tmp_path):
     for folder, named in damaged(exported("--format=stablehlo"), tmp_path):
         rows, err = predict(f"--export={folder}", files, code=2)
         assert rows == [] and err.count("\n") == 1 and named in err, err
+
+
+def test_weights_of_another_network(exported, files, predict, tmp_path):
+    folder = exported("--format=safetensors")
+    for field, value in (("num_classes", 3), ("basis", {"num_bases": 4}), ("model", "static"), ("network", 5)):
+        other = tmp_path / field
+        shutil.copytree(folder, other)
+        manifest = manifest_of(other)
+        config = manifest["config"]
+        config[field] = config[field] | value if isinstance(value, dict) else value
+        (other / "model.json").write_text(json.dumps(manifest))
+        rows, err = predict(f"--export={other}", files, code=2)
+        assert rows == [] and err.count("\n") == 1 and str(other) in err, err
+        with pytest.raises(UserError, match=str(other)):
+            basisnet_jax.load(str(other))
+
+
+def test_a_full_disk_and_odd_outputs(workdir, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("making a small file system takes root")
+    try:
+        for format in ("stablehlo", "safetensors", "saved_model"):
+            assert cli.main(["export", f"--workdir={workdir}", f"--format={format}", f"--output={disk / 'new'}"]) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and "No space left on device" in err, err
+        assert cli.main(["export", f"--workdir={workdir}", "--format=stablehlo", f"--output={disk}"]) == 2
+        assert "is a mount point" in capsys.readouterr().err
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert cli.main(["export", f"--workdir={workdir}", "--format=stablehlo", "--output=/"]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -333,6 +400,7 @@ def test_damaged_exports(exported, files, predict, tmp_path):
         (["--format=stablehlo", "--checkpoint=newest"], 'expected a step or "best"'),
         (["--format=stablehlo", "--images=nowhere.png"], "nowhere.png is no readable image"),
         (["--format=stablehlo", "--images=EMPTY"], "Is a directory"),
+        (["--format=stablehlo", "--images="], "names no image"),
         (["--format=stablehlo", "--image=a.png"], "--image has no meaning for --format=stablehlo"),
         (["--format=specialist"], "expected --image=FILE or --class=NAME"),
         (["--format=specialist", "--image=nowhere.png"], "nowhere.png is no readable image"),

@@ -37,9 +37,12 @@ def read(config, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception
         except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file
             return path, error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         reads = (pool.submit(read_one, path) for path in paths)
         ahead = deque(itertools.islice(reads, READ_AHEAD))
         while ahead:
             yield ahead.popleft().result()
             ahead.extend(itertools.islice(reads, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)

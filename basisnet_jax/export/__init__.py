@@ -9,9 +9,8 @@ what JAX gives.
 import hashlib
 import importlib.metadata
 import json
-import os
+import math
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from flax import nnx
 from basisnet_jax import checkpoint, early_exit, evaluate, madds, models, runs
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
+from basisnet_jax.export.output import written
 
 FORMATS = {
     "tflite": tflite,
@@ -66,7 +66,7 @@ def export(
     if precision not in precisions:
         raise UserError(f"--precision={precision!r}, expected {' or '.join(precisions)} for {format}")
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
-    with into(output) as folder:
+    with written(output) as folder:
         run = runs.load(workdir, which)
         rule = rule_of(run, workdir, threshold)
         examples, labels = verify.examples(run.config, images)
@@ -85,32 +85,6 @@ def export(
         manifest |= {"verification": {**measured, "tolerance": tolerance, "bytes": sizes}, "files": checksums(folder)}
         runs.write_json(str(folder / "model.json"), manifest)
     return manifest
-
-
-class into:
-    """A folder that gets its name `output` when the block ends, and is gone if it ends in an error."""
-
-    def __init__(self, output: str):
-        self.output = pathlib.Path(output)
-        self.unfinished = self.output.with_name(self.output.name + ".unfinished")
-
-    def __enter__(self) -> pathlib.Path:
-        try:
-            if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-                raise UserError(f"--output={self.output} is there already; nothing was overwritten")
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-            self.unfinished.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"--output={self.output} cannot be written: {error.strerror}") from error
-        return self.unfinished
-
-    def __exit__(self, kind, error, _):
-        if error is None:
-            os.replace(self.unfinished, self.output)
-            return
-        shutil.rmtree(self.unfinished, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"--output={self.output} cannot be written: {error}") from error
 
 
 def rule_of(run: runs.Run, workdir: str, threshold: float | None) -> early_exit.Rule:
@@ -182,14 +156,7 @@ def load(directory: str) -> Exported:
       UserError: there is none, or a file of it is missing, damaged or of another format.
     """
     manifest, rule = read_manifest(directory)
-    try:
-        functions = FORMATS[manifest["format"]].load(pathlib.Path(directory), manifest)
-    except UserError:
-        raise
-    except Exception as error:  # the runtimes have their own exceptions for what does not fit together
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{directory} cannot be read as {manifest['format']}: {reason}") from error
-    return Exported(manifest, rule, functions)
+    return Exported(manifest, rule, opened(directory, manifest, FORMATS[manifest["format"]].load))
 
 
 def load_model(directory: str) -> nnx.Module:
@@ -197,7 +164,18 @@ def load_model(directory: str) -> nnx.Module:
     manifest, _ = read_manifest(directory)
     if manifest["format"] != "safetensors":
         raise UserError(f"{directory} is an export to {manifest['format']}, expected safetensors")
-    return safetensors.model(pathlib.Path(directory), manifest)
+    return opened(directory, manifest, safetensors.model)
+
+
+def opened(directory: str, manifest: dict, read: Callable):
+    """What `read` makes of an export; the runtimes have exceptions of their own for what does not fit together."""
+    try:
+        return read(pathlib.Path(directory), manifest)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0][:200]
+        raise UserError(f"{directory} cannot be read as {manifest['format']}: {reason}") from error
 
 
 def read_manifest(directory: str) -> tuple[dict, early_exit.Rule]:
@@ -206,23 +184,43 @@ def read_manifest(directory: str) -> tuple[dict, early_exit.Rule]:
     path = folder / "model.json"
     try:
         manifest = json.loads(path.read_text())
-        rule = early_exit.Rule(**manifest.get("early_exit", {}))
-        rule = rule._replace(threshold=float(rule.threshold), temperature=float(rule.temperature))
-        if (format := manifest["format"]) not in FORMATS or rule.criterion not in early_exit.CRITERIA:
-            raise ValueError(f"format {format!r}, criterion {rule.criterion!r}")
-        expected, *_ = dict(manifest["files"]), manifest["stages"], manifest["classes"]
-        if not expected:
-            raise ValueError("it names no files")
-        if missing := set(PREPROCESSING) - manifest["preprocessing"].keys():
-            raise ValueError(f"preprocessing lacks {min(missing)}")
+        rule = check(manifest)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {directory} is no export of `basisnet export`") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__} {error}") from None
-    found = checksums(folder)
+    expected, found = manifest["files"], checksums(folder)
     if damaged := next((name for name in expected if found.get(name) != expected[name]), None):
         raise UserError(f"{folder / damaged} is not what was exported; export again")
     return manifest, rule
+
+
+def check(manifest: dict) -> early_exit.Rule:
+    """Raises where a field is missing or is not what `export` writes there; else the rule when an image stops."""
+    if (format := manifest["format"]) not in FORMATS:
+        raise ValueError(f"format {format!r}")
+    stages, seen = manifest["stages"], manifest["preprocessing"]
+    if list(stages) not in (["network"], ["preview", "specialist"]):
+        raise ValueError(f"stages {list(stages)}")
+    shape = [seen["image_size"], seen["image_size"], seen["channels"]]
+    if any(stage["inputs"]["images"]["shape"] != shape or stage["madds"] < 0 for stage in stages.values()):
+        raise ValueError(f"images of another shape than {shape}, to which they are preprocessed")
+    if seen.keys() != set(PREPROCESSING) or not isinstance(seen["resize"], str) or not 0 < seen["eval_crop"] <= 1:
+        raise ValueError(f"preprocessing {seen}")
+    if not isinstance(names := manifest["classes"], list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes that are no list of names")
+    if not dict(manifest["files"]):
+        raise ValueError("it names no files")
+    if "preview" not in stages:
+        return early_exit.Rule()
+    rule = early_exit.Rule(**manifest["early_exit"])
+    if (
+        not math.isfinite(float(rule.threshold))
+        or not rule.temperature > 0
+        or rule.criterion not in early_exit.CRITERIA
+    ):
+        raise ValueError(f"early_exit {manifest['early_exit']}")
+    return rule
 
 
 def table(manifest: dict) -> str:

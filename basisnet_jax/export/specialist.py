@@ -3,8 +3,6 @@
 It is a run of a static network, which evaluate, predict, export and `config.init_from` take like any other.
 """
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,20 +11,19 @@ from flax import nnx
 from basisnet_jax import basis, checkpoint, evaluate, runs
 from basisnet_jax.data import files, folder, pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.export.output import written
 
 
 def extract(workdir: str, output: str, *, which: str | None = None, **source: str) -> str:
     """Makes `output` a run of the specialist that an image, or a class's mean coefficients, synthesizes.
 
     Args:
-      output: must not hold a run yet.
+      output: does not exist yet or is empty.
       source: `image`, a file, or `class`, a name in `classes.json` or a label, for the mean over its validation images.
 
     Returns:
       What was made, in a line.
     """
-    if (pathlib.Path(output) / "config.json").exists():
-        raise UserError(f"--output={output} already holds a run; nothing was overwritten")
     run = runs.load(workdir, which)
     config = run.config.copy_and_resolve_references()
     if config.model != "basisnet":
@@ -36,11 +33,12 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
     plain = basis.synthesize(run.model.specialist, mean_coefficients(run, images))
     config.model = "static"
     params, batch_stats = (nnx.to_pure_dict(nnx.state(plain, kind)) for kind in (nnx.Param, nnx.BatchStat))
-    runs.claim(config, output)
-    runs.write_classes(output, names)
-    averaged = {"ema_params": params, "ema_batch_stats": batch_stats}
-    with checkpoint.manager(output, keep=1) as checkpoints:
-        checkpoint.save(checkpoints, run.step, {"params": params, "batch_stats": batch_stats, **averaged})
+    with written(output) as folder:
+        runs.claim(config, str(folder))
+        runs.write_classes(str(folder), names)
+        averaged = {"ema_params": params, "ema_batch_stats": batch_stats}
+        with checkpoint.manager(str(folder), keep=1) as checkpoints:
+            checkpoint.save(checkpoints, run.step, {"params": params, "batch_stats": batch_stats, **averaged})
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return f"{config.network.name}: {size:,} parameters, mixed for {len(images)} images, now in {output}"
 
@@ -54,7 +52,7 @@ def of_image(config, path: str) -> np.ndarray:
 
 def of_class(config, names: list[str], name: str) -> np.ndarray:
     """The validation images [n, H, W, C] of a class, given by name or label."""
-    if name not in names and not (name.isdigit() and int(name) < len(names)):
+    if name not in names and not (name.isdecimal() and int(name) < len(names)):
         raise UserError(f"--class={name!r} is no name in classes.json and no label below {len(names)}")
     label = names.index(name) if name in names else int(name)
     found = [

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, evaluate
+from basisnet_jax import basis, conv, evaluate
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
 
@@ -46,11 +46,17 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
     model.set_attributes(dtype=jnp.float32, raise_if_not_found=False)
     image = jax.ShapeDtypeStruct(evaluate.image_shape(config), jnp.uint8)
 
-    if config.model == "basisnet" and kernels != "any":
-        model.specialist = nnx.recursive_map(
-            lambda _, layer: SingleConv(layer, kernels) if isinstance(layer, basis.BasisConv) else layer,
-            model.specialist,
-        )
+    if kernels != "any":
+        inside = {(*path, "layer") for path, module in nnx.iter_modules(model) if isinstance(module, basis.BasisLayer)}
+
+        def exchange(path, layer):
+            if isinstance(layer, basis.BasisConv) and len(layer.layer.kernel_size) == 2:
+                return MixedConv(layer, kernels)
+            if isinstance(layer, nnx.Conv) and len(layer.kernel_size) == 2 and path not in inside:
+                return PlainConv(layer, kernels)
+            return layer
+
+        model = nnx.recursive_map(exchange, model)
     graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
     weights, tree = jax.tree.flatten(state)
 
@@ -82,7 +88,9 @@ def folded(model: nnx.Module) -> nnx.Module:
     model = nnx.clone(model)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, blocks.ConvNorm):
-            norm, layer = module.norm, getattr(module.conv, "layer", module.conv)
+            norm, layer = module.norm, module.conv
+            for wrapper in ("body", "layer"):  # of `baselines.Unit` and `basis.BasisLayer`
+                layer = getattr(layer, wrapper, layer)
             scale = np.asarray(norm.scale[...]) / np.sqrt(np.asarray(norm.var[...]) + norm.epsilon)
             bias = 0 if layer.bias is None else layer.bias[...]
             layer.kernel = nnx.Param(layer.kernel[...] * scale)
@@ -92,37 +100,52 @@ def folded(model: nnx.Module) -> nnx.Module:
     return model
 
 
-class SingleConv(basis.BasisConv):
-    """A convolution with bases for a batch of one. The kernels lie in the order in which the mixed one is wanted."""
+class PlainConv(nnx.Module):
+    """A convolution whose kernel lies in the layout that the runtime wants."""
+
+    def __init__(self, layer: nnx.Conv, layout: str):
+        self.layer, self.layout = layer, layout
+        self.layer.kernel = nnx.Param(laid_out(layer.kernel[...], layout))
+
+    def __call__(self, x):
+        return convolve(x, self.layer.kernel[...], self.layer, self.layout)
+
+
+class MixedConv(basis.BasisConv):
+    """A convolution with bases for a batch of one; they lie in the order in which the mixed kernel is wanted."""
 
     def __init__(self, wrapped: basis.BasisConv, layout: str):
         self.layer, self.num_bases, self.layout = wrapped.layer, wrapped.num_bases, layout
         self.coefficients: jax.Array | None = nnx.data(None)
-        kernels_N = np.asarray(self.layer.kernel[...])  # [N, *window, I / groups, O]
-        if layout == "oihw":
-            kernels_N = np.moveaxis(kernels_N, (-1, -2), (1, 2))
+        kernels_N = laid_out(self.layer.kernel[...], layout)
         self.shape = kernels_N.shape[1:]
         self.layer.kernel = nnx.Param(kernels_N.reshape(self.num_bases, -1))
 
     def __call__(self, x):
-        layer, rank = self.layer, x.ndim - 2
-        kernel = jnp.matmul(self.coefficients, layer.kernel[...]).reshape(self.shape)
-        bias = 0 if layer.bias is None else layer.bias[...]
-        padding, strides = basis._padding(layer), basis._per_dimension(layer.strides, layer)
-        if self.layout == "hwio" and set(self.shape[:-2]) == set(strides) == {1} and padding in ("SAME", "VALID"):
-            # TensorFlow Lite is quick at products with a matrix it does not know beforehand, but not at convolutions.
-            y = jnp.matmul(x.reshape(1, -1, x.shape[-1]), kernel.reshape(1, *self.shape[-2:])) + bias
-            return y.reshape(*x.shape[:-1], -1)
-        spatial = range(rank)
-        kernel_axes = (0, 1, *(2 + i for i in spatial)) if self.layout == "oihw" else (rank + 1, rank, *spatial)
-        features = (0, rank + 1, *(1 + i for i in spatial))
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            padding,
-            rhs_dilation=basis._per_dimension(layer.kernel_dilation, layer),
-            dimension_numbers=jax.lax.ConvDimensionNumbers(features, kernel_axes, features),
-            feature_group_count=layer.feature_group_count,
-        )
-        return y + bias
+        kernel = jnp.matmul(self.coefficients, self.layer.kernel[...]).reshape(self.shape)
+        return convolve(x, kernel, self.layer, self.layout, is_known=False)
+
+
+def laid_out(kernels: jax.Array, layout: str) -> np.ndarray:
+    """[..., *window, I / groups, O], as it is ("hwio") or as [..., O, I / groups, *window] ("oihw"), 2-D windows."""
+    kernels = np.asarray(kernels)
+    return np.moveaxis(kernels, (-1, -2), (-4, -3)) if layout == "oihw" else kernels
+
+
+def convolve(x: jax.Array, kernel: jax.Array, layer: nnx.Conv, layout: str, is_known: bool = True) -> jax.Array:
+    """What `layer` does to x [1, H, W, I], with another kernel, which the runtime knows beforehand or does not."""
+    strides, dilation = (basis._per_dimension(of, layer) for of in (layer.strides, layer.kernel_dilation))
+    window = kernel.shape[2:] if layout == "oihw" else kernel.shape[:2]
+    padding = conv._explicit_padding(x.shape[1:-1], window, strides, basis._padding(layer), dilation)
+    bias = 0 if layer.bias is None else layer.bias[...]
+    is_product = layer.feature_group_count == 1 and set(window) == set(strides) == {1} and not any(map(any, padding))
+    if layout == "hwio" and is_product and not is_known:
+        # TensorFlow Lite is quick at products with a matrix it does not know beforehand, but not at convolutions.
+        y = jnp.matmul(x.reshape(1, -1, x.shape[-1]), kernel.reshape(1, *kernel.shape[-2:])) + bias
+        return y.reshape(*x.shape[:-1], -1)
+    axes = ("NHWC", layout.upper(), "NHWC")
+    groups = layer.feature_group_count
+    y = jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=axes, feature_group_count=groups
+    )
+    return y + bias

@@ -20,18 +20,25 @@ CALLS = 20  # of each stage, for its latency
 
 def examples(config, images: str | None, most: int | None = MOST) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 [n, H, W, C] as evaluation sees them, and their labels [n] where they come from the validation split."""
-    if images:
+    if images is not None:
         read = list(files.read(config, files.list_files([images])[:most]))
         for path, image in read:
             if isinstance(image, Exception):
                 raise UserError(folder.unreadable(path, image))
+        if not read:
+            raise UserError(f"--images={images} names no image")
         return np.stack([image for _, image in read]), None
+    found, count = [], 0
     try:
-        batches = [batch for batch in pipeline.eval_batches(config, config.validation_split)]
+        for batch in pipeline.eval_batches(config, config.validation_split):
+            real = batch["mask"].astype(bool)
+            found.append((batch["image"][real], batch["label"][real]))
+            count += np.sum(real)
+            if most is not None and count >= most:
+                break
     except UserError as error:
         raise UserError(f"{error}; --images=FOLDER verifies on images of your own") from error
-    mask = np.concatenate([batch["mask"] for batch in batches]).astype(bool)
-    image, label = (np.concatenate([batch[name] for batch in batches])[mask][:most] for name in ("image", "label"))
+    image, label = (np.concatenate(arrays)[:most] for arrays in zip(*found, strict=True))
     return image, label
 
 
