@@ -123,12 +123,13 @@ def test_condconv(experts, parameters):
     state_dict = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     params, batch_stats = weights.convert(state_dict, models.create_abstract(config))
     images = np.random.default_rng(0).normal(size=(4, 96, 96, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    with torch.no_grad():  # in double precision: in float32 PyTorch is as far from it as we are, 1.1e-3 with 8 experts
+        given = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double()
+        expected = model.eval().double()(given).numpy()
     outputs = jax.jit(functions.evaluate)(params, batch_stats, jnp.asarray(images))
     assert np.abs(expected).max() > 0.1 and outputs.coefficients.std() > 0.01
-    # Eight experts' random kernels add up to logits near 100.
-    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * max(1, np.abs(expected).max() / 10))
+    # 1e-4 for logits of a usual size; eight experts' random kernels add up to logits near 200.
+    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * max(1, np.abs(expected).max() / 5))
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_b2"])
