@@ -53,29 +53,15 @@ def slurm():
 
 
 @pytest.fixture
-def submit(slurm, tmp_path):
-    """`submit(*flags)`: the number of a new job of two tasks; what it prints is appended to tmp_path/log."""
+def submit(slurm, data_dir, tmp_path):
+    """`submit()`: the number of a new job of two tasks, always the same; what it prints is appended to tmp_path/log."""
 
-    def submit(*flags, path=""):
+    def submit():
+        flags = faults.command(tmp_path / "run", "--config.num_epochs=1", f"--config.data_dir={data_dir}")[4:]
         options = ["--ntasks-per-node=2", "--cpus-per-task=1", f"--output={tmp_path / 'log'}"]
-        if path:
-            options.append(f"--export=ALL,PATH={path}:{os.environ['PATH']}")
         return slurm("sbatch", "--parsable", *options, FOLDER / "train.sbatch", *flags).strip()
 
     return submit
-
-
-@pytest.fixture
-def output(tmp_path):
-    """`output()`: what the jobs have printed so far."""
-    return lambda: (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
-
-
-@pytest.fixture
-def end(slurm):
-    """`end(job)`: how it ended, and its exit code."""
-    pattern = "JobState=(COMPLETED|FAILED)(?s:.*) ExitCode=(.*)"
-    return lambda job: wait_for(pattern, lambda: slurm("scontrol", "show", "job", job))
 
 
 def wait_for(pattern, read, times=1):
@@ -88,42 +74,35 @@ def wait_for(pattern, read, times=1):
 
 
 @pytest.mark.slow
-def test_two_tasks_are_one_run_that_goes_on_when_stopped(slurm, submit, output, end, data_dir, tmp_path):
-    """At the signal of its time limit the job queues again, and goes on by itself to its end.
+def test_two_tasks_are_one_run_that_goes_on_when_stopped(slurm, submit, tmp_path):
+    """Both signals come before the first step of their life, which is when they are easiest to lose."""
 
-    The signal comes before the first step, which is when it is easiest to lose.
-    """
-    job = submit(*faults.command(tmp_path / "run", "--config.num_epochs=1", f"--config.data_dir={data_dir}")[4:])
+    def output():
+        return (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+
+    def ended():
+        return wait_for(
+            "JobState=(COMPLETED|FAILED)(?s:.*) ExitCode=(.*)", lambda: slurm("scontrol", "show", "job", job)
+        )
+
     started = r"^16 steps on 2 x cpu(?:, going on after step (\d+))?$"
+    stopped = r"^stopped after step (\d+) of 16, saved; the same command goes on from there$"
+    # SIGTERM to the steps: the job ends in peace.
+    job = submit()
     wait_for(started, output, 2)
-    slurm("scancel", "--batch", "--signal=USR1", job)
-    step = wait_for(r"^stopped after step (\d+) of 16, saved; the same command goes on from there$", output, 2)
+    slurm("scancel", "--signal=TERM", job)
+    assert ended() == ("COMPLETED", "0:0"), output()
+    step = wait_for(stopped, output, 2)
+    # The same submission goes on. At the signal of its time limit it queues again, and goes on by itself.
+    job = submit()
     assert wait_for(started, output, 4) == step
-    assert end(job) == ("COMPLETED", "0:0"), output()
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    step = wait_for(stopped, output, 4)
+    assert wait_for(started, output, 6) == step
+    assert ended() == ("COMPLETED", "0:0"), output()
     assert "Restarts=1" in slurm("scontrol", "show", "job", job)
     # However many tasks and lives: everything is logged once.
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [(row["step"], row["split"]) for row in rows]
     assert len(set(logged)) == len(logged) and logged[-1] == (16, "test")
     assert len(list(tmp_path.rglob("config.json"))) == 1
-
-
-STANDIN = """#!/bin/bash
-trap 'echo stopped; exit 0' TERM
-echo started
-while true; do sleep 0.1; done
-"""
-
-
-def test_sigterm_ends_the_job_in_peace(slurm, submit, output, end, tmp_path):
-    """What the run makes of it is tests/fault_test.py's business; here a stand-in does as it does."""
-    program = tmp_path / "bin" / "basisnet"
-    program.parent.mkdir()
-    program.write_text(STANDIN)
-    program.chmod(0o755)
-    job = submit(path=program.parent)
-    wait_for("^started$", output, 2)
-    slurm("scancel", "--signal=TERM", job)
-    assert end(job) == ("COMPLETED", "0:0"), output()
-    assert output().count("stopped") == 2
-    assert "Restarts=0" in slurm("scontrol", "show", "job", job)
