@@ -76,36 +76,26 @@ def state(workdir: pathlib.Path) -> dict[tuple, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in ocp.tree.to_flat_dict(tree).items()}
 
 
-def kill(workdir: pathlib.Path, kills: int, *flags: str, seed: int = 0) -> list[dict]:
-    """Starts the run and kills it so many times, unless it ends before; what was hit."""
+def run(root: pathlib.Path, kills: int, *flags: str, seed: int = 0) -> dict:
+    """Kills, restarts, compares; the figures of it."""
     rng = random.Random(seed)
+    subprocess.run(command(root / "whole", *flags), check=True, capture_output=True)
     hits = []
     while len(hits) < kills:
-        hit = kill_once(command(workdir, *flags), workdir, rng, while_saving=len(hits) % 2 == 1)
+        hit = kill_once(command(root / "killed", *flags), root / "killed", rng, while_saving=len(hits) % 2 == 1)
         if hit is None:
             break
         hits.append(hit)
-    return hits
-
-
-def run(root: pathlib.Path, kills: int, *flags: str, seed: int = 0) -> dict:
-    """Kills, restarts, compares; the figures of it."""
-    subprocess.run(command(root / "whole", *flags), check=True, capture_output=True)
-    hits = kill(root / "killed", kills, *flags, seed=seed)
     subprocess.run(command(root / "killed", *flags), check=True, capture_output=True)
     whole, killed = state(root / "whole"), state(root / "killed")
+    equal = whole.keys() == killed.keys() and all(np.array_equal(whole[path], killed[path]) for path in whole)
     return {
         "kills": len(hits),
         "while_saving": sum(hit["while_saving"] for hit in hits),
         "steps": steps(root / "whole")[-1],
         "arrays": len(whole),
-        "equal": equal(whole, killed),
+        "equal": equal,
     }
-
-
-def equal(state: dict[tuple, np.ndarray], other: dict[tuple, np.ndarray]) -> bool:
-    """Bit for bit."""
-    return state.keys() == other.keys() and all(np.array_equal(state[path], other[path]) for path in state)
 
 
 def main() -> None:
