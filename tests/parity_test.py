@@ -128,8 +128,8 @@ def test_condconv(experts, parameters):
         expected = model.eval().double()(given).numpy()
     outputs = jax.jit(functions.evaluate)(params, batch_stats, jnp.asarray(images))
     assert np.abs(expected).max() > 0.1 and outputs.coefficients.std() > 0.01
-    # 1e-4 for logits of a usual size; eight experts' random kernels add up to logits near 200.
-    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * max(1, np.abs(expected).max() / 5))
+    # Eight experts' random kernels add up to logits near 200.
+    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * max(1, np.abs(expected).max() / 10))
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_b2"])
