@@ -61,8 +61,7 @@ def predict(
     else:
         run = runs.load(workdir, which)
         names, config = runs.load_classes(workdir, run.config.num_classes), run.config
-        rule = Rule(threshold) if threshold is not None else runs.load_rule(workdir, run.step)
-        rule = rule or runs.evaluated_rule(workdir, run.step) or Rule()
+        rule = runs.rule(workdir, run.step, threshold) or Rule()
         answer = make_answer(run, rule, min(BATCH_SIZE, len(paths)))
     show = printer(form, width=max(map(len, ("file", *paths))))
     waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read

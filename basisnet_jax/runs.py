@@ -121,6 +121,13 @@ def load_rule(workdir: str, step: int) -> early_exit.Rule | None:
     return rule
 
 
+def rule(workdir: str, step: int, threshold: float | None) -> early_exit.Rule | None:
+    """When an image stops: what is given, else what was calibrated, else what evaluation went by, else None."""
+    if threshold is not None:
+        return early_exit.Rule(threshold)
+    return load_rule(workdir, step) or evaluated_rule(workdir, step)
+
+
 def evaluated_rule(workdir: str, step: int) -> early_exit.Rule | None:
     """The rule in `evaluation.json`, which evaluation chose or was given, if that is of this step."""
     path = os.path.join(workdir, "evaluation.json")

@@ -34,7 +34,7 @@ def exported(config, model, format: str, options: dict) -> dict:
     """The functions of an export of a model by stage, as `predict` runs them."""
     functions = models.functional(model)
     run = runs.Run(config, model, functions, functions.params, functions.batch_stats, 0)
-    inputs = {stage.name: {"inputs": stage.inputs} for stage in stages.of(model, config, RULE)}
+    inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(model, config).items()}
     folder = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH.name))
     export.FORMATS[format].write(run, RULE, folder, **options)
     return export.FORMATS[format].load(folder, {"stages": inputs})
@@ -92,7 +92,7 @@ def labels(workdir: str) -> list[dict]:
     config = run.config.copy_and_resolve_references()
     config.validation_split = config.test_split
     images, labels = verify.examples(config, None, most=None)
-    inputs = {stage.name: {"inputs": stage.inputs} for stage in stages.of(run.model, config, rule)}
+    inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(run.model, config).items()}
     rows = []
     for format, module in export.FORMATS.items():
         for precision in module.PRECISIONS if format == "tflite" else ("float32",):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis, basisnet, models
+from basisnet_jax import basis, basisnet, conv, models
 from basisnet_jax.errors import UserError
 
 
@@ -127,10 +127,12 @@ def test_specialist_without_bases_is_refused(tiny):
 
 
 @pytest.mark.parametrize("shape", [(56, 56, 40), (16, 16, 8), (9, 30, 17), (5, 5, 12), (28, 28, 27)])
-def test_resizing_is_that_of_jax(shape):
-    """On CPU, where it is not done by JAX's own: larger and smaller, and not square."""
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_resizing_is_that_of_jax(shape, platform):
+    """Both forms: larger and smaller, and not square."""
     *sides, size = shape
     images = np.random.default_rng(0).normal(size=(2, *sides, 3)).astype(np.float32)
     expected = jax.image.resize(images, (2, size, size, 3), "bilinear")
-    np.testing.assert_allclose(basisnet.resize(images, size), expected, atol=5e-5)
-    assert basisnet.resize(images.astype(jnp.bfloat16), size).dtype == jnp.bfloat16
+    with conv.paths_for(platform):
+        np.testing.assert_allclose(basisnet.resize(images, size), expected, atol=5e-5)
+        assert basisnet.resize(images.astype(jnp.bfloat16), size).dtype == jnp.bfloat16

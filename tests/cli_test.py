@@ -182,3 +182,16 @@ def test_madds_of_a_static_network(capsys):
 def test_madds_as_a_table(capsys):
     assert cli.main(["madds", CONFIG]) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ["layer", "stage", "kind", "MAdds", "params"]
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_word():
+    code = """
+import sys
+from basisnet_jax import cli
+cli.VERBS["count"] = lambda argv: [print(i, flush=True) for i in range(1_000_000)]
+sys.exit(cli.main(["count"]))
+"""
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert command.stdout.readline() == "0\n"
+    command.stdout.close()
+    assert command.wait(60) == 1 and command.stderr.read() == ""

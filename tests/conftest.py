@@ -1,6 +1,7 @@
 """Shared by all tests: one compilation cache, and warnings from our own code as errors."""
 
 import os
+import subprocess
 import tempfile
 
 # Compiling is most of the suite's time; the cache also serves the processes that tests start.
@@ -61,6 +62,22 @@ def make_run():
         return str(workdir)
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk(size)`: an empty file system of a size such as "2m"; `mount -o remount` makes it larger."""
+    disk = tmp_path / "disk"
+
+    def make(size):
+        disk.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=False).returncode:
+            pytest.skip("making a small file system takes root")
+        return disk
+
+    yield make
+    if disk.is_mount():
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture(scope="session")

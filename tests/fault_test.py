@@ -109,26 +109,20 @@ def test_when_one_process_dies_or_is_preempted_the_others_end_too(flags, tmp_pat
     assert all(f"stopped after step {faults.steps(workdir)[-1]} of 8000, saved" in output for output in outputs)
 
 
-def test_a_full_disk_ends_the_run_and_nothing_is_lost(flags, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("making a small file system takes root")
-    try:
-        flags = [*flags, "--config.keep_checkpoints=100"]
-        process = start(disk / "run", *flags)
-        output, _ = process.communicate(timeout=300)
-        saved = faults.steps(disk / "run")
-        assert process.returncode == 2 and "Traceback" not in output, output
-        expected = f"cannot be written: No space left on device; the checkpoint of step {saved[-1]} is whole"
-        assert expected in output.splitlines()[-1]
-        assert all(checkpoint.damage(disk / "run" / "checkpoints" / str(step)) is None for step in saved)
-        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-        process = start(disk / "run", *flags)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0 and f"going on after step {saved[-1]}" in output, output
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(flags, small_disk):
+    disk = small_disk("2m")
+    flags = [*flags, "--config.keep_checkpoints=100"]
+    process = start(disk / "run", *flags)
+    output, _ = process.communicate(timeout=300)
+    saved = faults.steps(disk / "run")
+    assert process.returncode == 2 and "Traceback" not in output, output
+    expected = f"cannot be written: No space left on device; the checkpoint of step {saved[-1]} is whole"
+    assert expected in output.splitlines()[-1]
+    assert all(checkpoint.damage(disk / "run" / "checkpoints" / str(step)) is None for step in saved)
+    subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+    process = start(disk / "run", *flags)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"going on after step {saved[-1]}" in output, output
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(flags, tmp_path):

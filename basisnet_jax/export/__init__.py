@@ -91,9 +91,7 @@ def rule_of(run: runs.Run, workdir: str, threshold: float | None) -> early_exit.
     """When an image stops: what was given, calibrated or, by evaluation, chosen."""
     if run.config.model != "basisnet":
         return early_exit.Rule()
-    if threshold is not None:
-        return early_exit.Rule(threshold)
-    rule = runs.load_rule(workdir, run.step) or runs.evaluated_rule(workdir, run.step)
+    rule = runs.rule(workdir, run.step, threshold)
     if rule is None:
         raise UserError(
             f"{workdir} does not say when an image of step {run.step} stops at the preview: run `basisnet calibrate "
@@ -120,11 +118,11 @@ def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
         # Mean and standard deviation are part of the exported functions.
         "preprocessing": {field: config[field] for field in PREPROCESSING},
         "stages": {
-            stage.name: {
-                "inputs": {key: {"shape": a.shape, "dtype": str(a.dtype)} for key, a in stage.inputs.items()},
-                "madds": costs[stage.name],  # of an image whose answer this stage gives
+            name: {
+                "inputs": {key: {"shape": a.shape, "dtype": str(a.dtype)} for key, a in inputs.items()},
+                "madds": costs[name],  # of an image whose answer this stage gives
             }
-            for stage in stages.of(run.model, config, rule)
+            for name, inputs in stages.inputs(run.model, config).items()
         },
         **early,
         "versions": {name: importlib.metadata.version(name) for name in ("basisnet_jax", "jax", "flax")},
@@ -214,13 +212,9 @@ def check(manifest: dict) -> early_exit.Rule:
     if "preview" not in stages:
         return early_exit.Rule()
     rule = early_exit.Rule(**manifest["early_exit"])
-    if (
-        not math.isfinite(float(rule.threshold))
-        or not rule.temperature > 0
-        or rule.criterion not in early_exit.CRITERIA
-    ):
-        raise ValueError(f"early_exit {manifest['early_exit']}")
-    return rule
+    if math.isfinite(float(rule.threshold)) and rule.temperature > 0 and rule.criterion in early_exit.CRITERIA:
+        return rule
+    raise ValueError(f"early_exit {manifest['early_exit']}")
 
 
 def table(manifest: dict) -> str:

@@ -60,20 +60,18 @@ def joined(preview, specialist, threshold: float):
     helper, compose, kinds = onnx.helper, onnx.compose, onnx.TensorProto
     first = compose.add_prefix(preview, "preview/").graph
     second = compose.add_prefix(specialist, "specialist/").graph
-    shape = [dim.dim_value for dim in preview.graph.output[-1].type.tensor_type.shape.dim]
+    [logits] = (output for output in specialist.graph.output if output.name == "logits")
+    shape = [dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     # The specialist takes images and coefficients from the graph around it: a branch of `If` has no inputs.
-    taken = {"specialist/images": "preview/images", "specialist/coefficients": "preview/coefficients"}
-    for node in second.node:
+    taken = {f"{stage}/images": "images" for stage in ("preview", "specialist")}
+    taken["specialist/coefficients"] = "preview/coefficients"
+    for node in (*first.node, *second.node):
         node.input[:] = [taken.get(name, name) for name in node.input]
     answer = helper.make_tensor_value_info("specialist/logits", kinds.FLOAT, shape)
     goes_on = helper.make_graph(second.node, "specialist", [], [answer], second.initializer)
     answer = helper.make_tensor_value_info("preview/answer", kinds.FLOAT, shape)
     same = helper.make_node("Identity", ["preview/logits"], ["preview/answer"])
     stops = helper.make_graph([same], "stops", [], [answer])
-    rename = {"preview/images": "images"}
-    for graph in (first, goes_on):
-        for node in graph.node:
-            node.input[:] = [rename.get(name, name) for name in node.input]
     nodes = [
         *first.node,
         helper.make_node("GreaterOrEqual", ["preview/confidence", "threshold"], ["stopped"]),

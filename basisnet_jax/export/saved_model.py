@@ -8,8 +8,6 @@ from jax.experimental import jax2tf
 from basisnet_jax import conv
 from basisnet_jax.export import stages
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-
 
 def write(run, rule, folder: pathlib.Path) -> dict:
     import tensorflow as tf
@@ -24,14 +22,14 @@ def write(run, rule, folder: pathlib.Path) -> dict:
             stage.function,
             polymorphic_shapes=[None, *shapes],
             with_gradient=False,
-            native_serialization_platforms=PLATFORMS,
+            native_serialization_platforms=stages.PLATFORMS,
         )
         function = tf.function(functools.partial(converted, module.weights), autograph=False)
         setattr(module, stage.name, function)
         with conv.paths_for("gpu"):
             signatures[stage.name] = function.get_concrete_function(*specs)
     tf.saved_model.save(module, str(folder / "saved_model"), signatures)
-    return {"batch": "any", "platforms": PLATFORMS}
+    return {"batch": "any", "platforms": stages.PLATFORMS}
 
 
 def load(folder: pathlib.Path, manifest: dict) -> dict:

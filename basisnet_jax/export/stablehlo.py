@@ -12,17 +12,15 @@ from jax import export
 from basisnet_jax import conv
 from basisnet_jax.export import stages
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-
 
 def write(run, rule, folder: pathlib.Path) -> dict:
     (batch,) = export.symbolic_shape("b")
     for stage in stages.of(run.model, run.config, rule):
         specs = [jax.ShapeDtypeStruct((batch, *array.shape), array.dtype) for array in stage.inputs.values()]
         with conv.paths_for("gpu"):
-            exported = export.export(jax.jit(stage), platforms=PLATFORMS)(*specs)
+            exported = export.export(jax.jit(stage), platforms=stages.PLATFORMS)(*specs)
         (folder / f"{stage.name}.stablehlo").write_bytes(exported.serialize())
-    return {"batch": "any", "platforms": PLATFORMS}
+    return {"batch": "any", "platforms": stages.PLATFORMS}
 
 
 def load(folder: pathlib.Path, manifest: dict) -> dict:

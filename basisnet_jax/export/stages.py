@@ -17,6 +17,8 @@ from basisnet_jax import basis, conv, evaluate
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
 
+PLATFORMS = ("cpu", "cuda", "tpu")  # for which formats that are not of one device are compiled
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
@@ -44,8 +46,6 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
     """
     model = folded(model)
     model.set_attributes(dtype=jnp.float32, raise_if_not_found=False)
-    image = jax.ShapeDtypeStruct(evaluate.image_shape(config), jnp.uint8)
-
     if kernels != "any":
         inside = {(*path, "layer") for path, module in nnx.iter_modules(model) if isinstance(module, basis.BasisLayer)}
 
@@ -60,12 +60,6 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
     graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
     weights, tree = jax.tree.flatten(state)
 
-    def stage(call, **inputs):
-        def function(weights, *inputs):
-            return call(nnx.merge(graph, tree.unflatten(weights), rest, copy=True), *inputs)
-
-        return Stage(call.__name__, function, weights, inputs)
-
     def network(model, images):
         outputs = model(evaluate.normalize(images, config))
         return {"logits": getattr(outputs, "logits", outputs)}
@@ -77,10 +71,23 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
     def specialist(model, images, coefficients):
         return {"logits": model.specialist_stage(evaluate.normalize(images, config), coefficients)}
 
+    def stage(call, inputs):
+        def function(weights, *inputs):
+            return call(nnx.merge(graph, tree.unflatten(weights), rest, copy=True), *inputs)
+
+        return Stage(call.__name__, function, weights, inputs)
+
+    calls = {call.__name__: call for call in (network, preview, specialist)}
+    return [stage(calls[name], of_stage) for name, of_stage in inputs(model, config).items()]
+
+
+def inputs(model: nnx.Module, config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The inputs of every stage, by the names of both, without the batch axis."""
+    image = jax.ShapeDtypeStruct(evaluate.image_shape(config), jnp.uint8)
     if config.model != "basisnet":
-        return [stage(network, images=image)]
+        return {"network": {"images": image}}
     coefficients = jax.ShapeDtypeStruct((model.num_vectors, model.num_bases), jnp.float32)
-    return [stage(preview, images=image), stage(specialist, images=image, coefficients=coefficients)]
+    return {"preview": {"images": image}, "specialist": {"images": image, "coefficients": coefficients}}
 
 
 def folded(model: nnx.Module) -> nnx.Module:

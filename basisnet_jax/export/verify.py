@@ -97,7 +97,8 @@ def one(functions: dict[str, Callable], stages: Iterable[str], image: np.ndarray
     outputs, inputs = {}, [image]
     for name in stages:
         outputs[name] = jax.tree.map(np.asarray, dict(functions[name](*inputs)))
-        inputs = [image, *(outputs[name][key] for key in ("coefficients",) if key in outputs[name])]
+        if name == "preview":
+            inputs.append(outputs[name]["coefficients"])
     return outputs
 
 
@@ -117,7 +118,7 @@ def largest_difference(found: dict[str, np.ndarray], expected: dict[str, np.ndar
 
 
 def latencies(functions: dict[str, Callable], found: dict, image: np.ndarray) -> dict[str, float]:
-    """Median milliseconds of each function for one image."""
+    """Median milliseconds of each function for one image; of "model", by the branch that this image takes."""
     coefficients = {"specialist": [found["preview"]["coefficients"][:1]]} if "preview" in found else {}
     medians = {}
     for name, function in functions.items():
