@@ -11,7 +11,7 @@ from flax import nnx
 from basisnet_jax import baselines, basis, networks
 from basisnet_jax.basisnet import BasisNet, Outputs
 from basisnet_jax.errors import UserError
-from basisnet_jax.networks import blocks
+from basisnet_jax.networks import batch_norm
 
 COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for all models with bases
 
@@ -20,7 +20,7 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
     """The model that a config describes: a `BasisNet`, a `baselines.Routed`, or "static" the plain `config.network`."""
     model = _create(config)
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, blocks.BatchNorm):
+        if isinstance(module, batch_norm.BatchNorm):
             module.groups = config.batch_norm_groups
         if isinstance(module, basis.BasisLayer):
             module.remat = config.remat_kernels

@@ -113,7 +113,7 @@ def of_ours(name: str, training: bool, size: int, side: int):
 def quickest_format(name: str, training: bool, *shape) -> str:
     """In which of `FORMATS` PyTorch takes less time, by the better of two runs after the first."""
     times = {}
-    for memory_format in FORMATS:
+    for memory_format in ("NCHW",) if PEERS[name][2] else FORMATS:  # geffnet's CondConv cannot do the other
         run, seconds = of_pytorch(name, training, memory_format, *shape), []
         for _ in range(3):
             begin = time.perf_counter()

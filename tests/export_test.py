@@ -18,7 +18,7 @@ from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx
 from basisnet_jax.export.stages import folded as fold
-from basisnet_jax.networks import blocks
+from basisnet_jax.networks import batch_norm
 
 needs_extra = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None, reason="these formats need the extra export"
@@ -253,13 +253,13 @@ def test_folding_batch_norm_changes_nothing(config, images):
     model.eval()
     random = np.random.default_rng(0)
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, blocks.BatchNorm):
+        if isinstance(module, batch_norm.BatchNorm):
             for variable, low in ((module.mean, -0.5), (module.var, 0.5), (module.scale, 0.5), (module.bias, -0.5)):
                 variable.set_value(random.uniform(low, low + 1, variable.shape).astype(np.float32))
     given = evaluate.normalize(images, config)
     expected = model(given)
     folded = fold(model)
-    assert not [module for _, module in nnx.iter_modules(folded) if isinstance(module, blocks.BatchNorm)]
+    assert not [module for _, module in nnx.iter_modules(folded) if isinstance(module, batch_norm.BatchNorm)]
     for found, like in zip(folded(given), expected, strict=True):
         np.testing.assert_allclose(found, like, rtol=1e-4, atol=1e-4)
     assert np.abs(model(given).logits - expected.logits).max() == 0  # the model given is as it was

@@ -7,7 +7,7 @@ from flax import nnx
 
 from basisnet_jax import basisnet, networks
 from basisnet_jax.errors import UserError
-from basisnet_jax.networks import blocks
+from basisnet_jax.networks import batch_norm, blocks
 
 PARAMETERS = {
     "mobilenet_v2": 3_504_872,
@@ -100,7 +100,7 @@ def test_drop_connect_drops_whole_examples_in_training_only():
 
 
 def test_batch_norm_updates_the_unbiased_variance():
-    norm = blocks.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
+    norm = batch_norm.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 2, 2, 2)) * 3
     norm(x)
     expected = 0.9 * 1.0 + 0.1 * jnp.var(x, axis=(0, 1, 2), ddof=1)

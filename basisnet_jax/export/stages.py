@@ -103,7 +103,7 @@ def folded(model: nnx.Module) -> nnx.Module:
             layer.kernel = nnx.Param(layer.kernel[...] * scale)
             layer.bias = nnx.Param(norm.bias[...] + (bias - norm.mean[...]) * scale)
             layer.use_bias = True
-            module.norm = nnx.identity
+            module.norm = norm.activation
     return model
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from basisnet_jax import conv as conv_lib
 from basisnet_jax import initializers
 from basisnet_jax.errors import UserError
+from basisnet_jax.networks.batch_norm import BatchNorm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -65,33 +66,6 @@ def adapted(stages: Stages, num_stages: int | None, stage_strides: tuple[int, ..
     )
 
 
-class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` that keeps the unbiased running variance, as PyTorch and TensorFlow's fused kernel do.
-
-    With `groups` > 1 each of so many equal parts of the batch has statistics of its own, as if it were on a device of
-    its own; the running ones move towards the mean of theirs.
-    """
-
-    groups = 1
-
-    def __call__(self, x):
-        if self.use_running_average:
-            return super().__call__(x)
-        if x.shape[0] % self.groups:
-            raise UserError(f"config.batch_norm_groups={self.groups} does not divide a batch of {x.shape[0]}")
-        parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(jnp.float32)
-        axes = tuple(range(1, parts.ndim - 1))
-        mean = jnp.mean(parts, axes, keepdims=True)
-        var = jnp.maximum(jnp.mean(jnp.square(parts), axes, keepdims=True) - jnp.square(mean), 0)  # reads x once
-        samples = parts.size // (self.groups * x.shape[-1])
-        unbiased = var * (samples / max(samples - 1, 1))
-        for running, new in ((self.mean, mean), (self.var, unbiased)):
-            # `running[...] = ` would ask a traced array for its sharding, whose refusal is half the time of tracing.
-            running.set_value(self.momentum * running[...] + (1 - self.momentum) * new.mean(axis=0).ravel())
-        y = (parts - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
-        return y.reshape(x.shape).astype(self.dtype or x.dtype)
-
-
 def conv_and_norm(*, padding: str, epsilon: float, momentum: float, dtype, rngs: nnx.Rngs):
     """The two layer factories that a network's blocks are built with.
 
@@ -102,7 +76,7 @@ def conv_and_norm(*, padding: str, epsilon: float, momentum: float, dtype, rngs:
       dtype: of the computation; params and statistics are float32.
 
     Returns:
-      `conv(in_features, out_features, kernel=1, stride=1, groups=1, use_bias=False)` and `norm(features)`.
+      `conv(in_features, out_features, kernel=1, stride=1, groups=1, use_bias=False)` and `norm(features, activation)`.
     """
     if padding not in ("same", "symmetric"):
         raise UserError(f'padding={padding!r}, expected "same" or "symmetric"')
@@ -138,12 +112,10 @@ class ConvNorm(nnx.Module):
 
     def __init__(self, conv: nnx.Conv, norm, activation: str | None):
         self.conv = conv
-        self.norm = norm(conv.out_features)
-        self.activation = activation
+        self.norm = norm(conv.out_features, activation=ACTIVATIONS[activation] if activation else nnx.identity)
 
     def __call__(self, x):
-        x = self.norm(self.conv(x))
-        return x if self.activation is None else ACTIVATIONS[self.activation](x)
+        return self.norm(self.conv(x))
 
 
 class SqueezeExcite(nnx.Module):
