@@ -34,6 +34,8 @@ STYLE = {
     "grid.alpha": 0.15,
     "axes.axisbelow": True,
 }
+# Of the coloured classes: matplotlib's ten colours with mint for grey, which is for the others, and as many shapes.
+COLOURS = [*matplotlib.color_sequences["tab10"][:7], "#66c2a5", *matplotlib.color_sequences["tab10"][8:]]
 MARKERS = "osD^vP*X<>"
 LONGEST = 26  # letters of a name
 
@@ -160,7 +162,7 @@ def by_layer(figure, usage_KN: np.ndarray, entropy_K: np.ndarray, layers: Sequen
 
 
 def label_bases(axes, count: int) -> None:
-    step = -(-count // 16)
+    step = -(-count // 8)  # so that numbers of two digits have room
     axes.set_xticks(range(0, count, step))
     axes.set_xlabel("basis")
     for side in axes.spines.values():
@@ -170,14 +172,13 @@ def label_bases(axes, count: int) -> None:
 
 @drawn
 def projection(figure, xy: np.ndarray, explained: np.ndarray, groups: list[tuple[str, np.ndarray]]) -> None:
-    """Images as points [n, 2]; `groups` are the coloured classes, name and rows; the others are grey."""
+    """Images as points [n, 2]; `groups` are at most ten coloured classes, by name and rows; the others are grey."""
     figure.set_figheight(4.4)
     axes = figure.add_subplot()
     others = np.setdiff1d(np.arange(len(xy)), np.concatenate([rows for _, rows in groups]))
     axes.scatter(*xy[others].T, s=5, color="#8a8f99", alpha=0.4, linewidth=0, rasterized=True)
-    palette = matplotlib.color_sequences["tab10"]
-    for i, (name, rows) in enumerate(groups):
-        style = {"marker": MARKERS[i % len(MARKERS)], "color": palette[i % len(palette)]}
+    for (name, rows), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
+        style = {"marker": marker, "color": colour}
         axes.scatter(*xy[rows].T, s=13, alpha=0.75, linewidth=0, rasterized=True, **style)
         axes.scatter([], [], s=24, label=short(name), linewidth=0, **style)
     axes.set_xlabel(f"first component: {explained[0]:.0%} of the variance")

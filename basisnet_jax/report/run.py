@@ -54,7 +54,7 @@ def facts(measured: Measured) -> Html:
         pairs = {"Network": network(config.network, config.image_size)}
     if measured.layers:
         pairs["Bases"] = f"{config.basis.num_bases}, {len(measured.layers)} mixtures an image"
-    pairs["Checkpoint"] = f"step {measured.run.step}, averaged weights"
+    pairs["Checkpoint"] = f"step {measured.run.step:,}, averaged weights"
     pairs["Measured on"] = f"{measured.split} split, {len(measured.rows['top1']):,} images"
     if rule := measured.rule:
         pairs["Stops at"] = f"{rule.criterion} ≥ {rule.threshold:.4f}, {measure.origin(rule)}"
