@@ -115,7 +115,7 @@ def test_one_page_with_all_in_it(workdir, capsys):
     )
     images = re.findall(r"<img[^>]*>", content)
     assert images and all(re.search(r'alt="[^"]+"', image) for image in images)
-    assert content.count("<figcaption>") == content.count("<figure>") == len(images)
+    assert content.count("<figcaption>") == content.count("<figure>") > len(images)
     assert len(content) < 3e6
     anchors = re.findall(r'href="#([^"]+)"', content)
     assert anchors and all(f'<section id="{anchor}">' in content for anchor in anchors)
@@ -259,7 +259,9 @@ def test_a_sweep_is_averaged_over_its_seeds(swept, capsys):
     half = 4.302652729911275 * tops.std(ddof=1) / 3**0.5  # Student's t, two degrees of freedom
     assert f"{page.percent(tops.mean())} ± {page.percent(half)}" in text
     assert "4 finished runs of 2 settings" in text and page.percent(0.95) in text and "1.20M" in text
-    assert re.findall(r'<a href="(runs[^"]*)">(.*?)</a>', content) == [("runs/static-1/report.html", "static-1")]
+    assert re.findall(r'<a href="(runs[^"]*)" class="name">(.*?)</a>', content) == [
+        ("runs/static-1/report.html", "static-1")
+    ]
     assert "<i>" not in content and "accuracy.png" in content and "data:image/png" in content
     assert not re.findall(r"https?://", content)
     elsewhere = folder.parent / "page.html"

@@ -65,11 +65,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence], *, texts: int = 1, ca
 
     content = element(
         "table",
-        element("caption", caption) if caption else None,
         element("thead", row("th", header)),
         element("tbody", *(row("td", cells) for cells in rows)),
     )
-    return element("div", content, class_="scroll", tabindex=0)  # focusable: the keyboard can scroll it
+    scrolled = element("div", content, class_="scroll", tabindex=0)  # focusable: the keyboard can scroll it
+    return element("figure", element("figcaption", caption), scrolled) if caption else scrolled
 
 
 def terms(pairs: dict) -> Html:

@@ -20,7 +20,7 @@ NO_SETTING = re.compile(
     r"(top1|top5|loss|num_examples|madds|mean_madds|share|threshold|criterion|temperature|chosen_on|step|split|weights"
     r"|run|seed|commit|device|jax|time|wall_\w+)"
 )
-AVERAGED = ("preview_top1", "top1", "early_termination_top1", "train_top1", "madds", "early_termination_mean_madds")
+AVERAGED = ("top1", "madds", "early_termination_top1", "early_termination_mean_madds", "preview_top1", "train_top1")
 OF_A_RUN = ("wall_s", "wall_time", "commit", "device")
 
 
@@ -49,7 +49,7 @@ def render(workdir: str, links_from: str) -> Html:
         {
             "Plots": page.figures(*map(plot, plots)) if plots else None,
             "Mean over seeds": page.table(
-                [*settings, "runs", *map(spelled, averaged)],
+                [*map(spelled, settings), "runs", *map(spelled, averaged)],
                 by_setting,
                 texts=len(settings),
                 caption=f"Mean ± half of the {LEVEL:.0%} interval (Student's t) over the runs of a setting; of one "
@@ -128,7 +128,7 @@ def spelled(name: str) -> str:
     return " ".join(filter(None, (words.get(word, word) for word in name.split("_"))))
 
 
-def linked(workdir: str, row: dict, columns: list[str], links_from: str) -> Html | str:
+def linked(workdir: str, row: dict, columns: list[str], links_from: str) -> Html:
     """The run's name, with a link to its report where there is one: in the folder that a column names, or in runs/."""
     name = row.get("run") or next(iter(row.values()))
     for value in [row[column] for column in columns if row[column]]:
@@ -136,8 +136,8 @@ def linked(workdir: str, row: dict, columns: list[str], links_from: str) -> Html
             report = os.path.join(workdir, folder, value, "report.html")
             if os.path.isfile(report):
                 relative = os.path.relpath(report, links_from)
-                return element("a", name, href=urllib.parse.quote(relative))
-    return name
+                return element("a", name, href=urllib.parse.quote(relative), class_="name")
+    return element("span", name, class_="name")
 
 
 def plot(path: pathlib.Path) -> Html:
