@@ -13,8 +13,9 @@ setup(
         "basisnet_jax.data",
         "basisnet_jax.export",
         "basisnet_jax.networks",
+        "basisnet_jax.report",
     ],
-    package_data={"basisnet_jax.data": ["imagenet_classes.txt"]},
+    package_data={"basisnet_jax.data": ["imagenet_classes.txt"], "basisnet_jax.report": ["style.css"]},
     package_dir={"basisnet_jax.configs": "configs"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
     install_requires=[

@@ -132,6 +132,18 @@ def export(argv: list[str]) -> None:
     print(export.table(manifest))
 
 
+def report(argv: list[str]) -> None:
+    """basisnet report --workdir=DIR [--checkpoint=STEP|best] [--split=SPLIT] [--images=2000] [--output=FILE],
+    where DIR is a run's or a sweep's: one HTML page about it. Its galleries choose among the first so many images"""
+    parsed = parse(argv, "workdir", checkpoint=None, split=None, images=None, output=None)
+    images = None if parsed.images is None else number("images", parsed.images)
+    if images is not None and (images < 1 or images % 1):
+        raise UserError(f"--images={parsed.images!r}, expected a whole number above 0")
+    from basisnet_jax import report
+
+    print(report.report(parsed.workdir, parsed.checkpoint, parsed.split, images and int(images), parsed.output))
+
+
 def import_(argv: list[str]) -> None:
     """basisnet import --network=NAME --weights=FILE.pth|.safetensors --workdir=DIR [--origin=tensorflow|pytorch]"""
     parsed = parse(argv, "network", "weights", "workdir", origin=None)
@@ -149,6 +161,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "export": export,
     "madds": madds,
     "plan": plan,
+    "report": report,
     "import": import_,
 }
 

@@ -87,8 +87,8 @@ def write_report(
 def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | None = None, *, logits=False):
     """`per_example(params, batch_stats, split)`: arrays [examples, ...] over a split, every example exactly once.
 
-    The preview's confidence is that of the rule, without one its largest probability. With `logits`, its logits and the
-    labels are among the arrays.
+    The preview's confidence is that of the rule, without one its largest probability. With `logits`, its logits, the
+    labels and the final answers (`prediction` and its `probability`) are among the arrays.
     """
     rule = rule or Rule()
 
@@ -100,10 +100,14 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
         if outputs.preview_logits is not None:
             rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
             rows["confidence"] = rule.confidence(outputs.preview_logits)
-            if logits:
-                rows |= {"preview_logits": outputs.preview_logits.astype(jnp.float32), "label": batch["label"]}
         if outputs.coefficients is not None:
             rows["coefficients"] = outputs.coefficients
+        if logits:
+            final = outputs.logits.astype(jnp.float32)
+            rows |= {"label": batch["label"], "prediction": jnp.argmax(final, -1)}
+            rows["probability"] = early_exit.confidence(final)
+            if outputs.preview_logits is not None:
+                rows["preview_logits"] = outputs.preview_logits.astype(jnp.float32)
         return rows
 
     def per_example(params, batch_stats, split):

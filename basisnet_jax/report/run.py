@@ -1,0 +1,185 @@
+"""The page of one run: what it is, what it reached and cost, how it learned, when it stops, what it mixes."""
+
+import shlex
+
+from basisnet_jax import checkpoint, evaluate, madds, runs
+from basisnet_jax.configs import default
+from basisnet_jax.data import pipeline
+from basisnet_jax.early_exit import Point
+from basisnet_jax.report import figures, measure, mixtures, page, stages
+from basisnet_jax.report.measure import Measured
+from basisnet_jax.report.page import Html, element, millions, percent
+
+
+def render(workdir: str, which: str | None, split: str | None, images: int) -> Html:
+    """The page, with galleries of the first so many images and as many points at most in the projection."""
+    log = measure.read_log(workdir)
+    measured = measure.measure(workdir, which, split, images)
+    config = measured.run.config
+    curve, chosen = measure.stopping_curve(measured)
+    return page.document(
+        f"{config.dataset}: {kind(config)}",
+        page.joined(facts(measured), progress(workdir, measured), tiles(measured, chosen)),
+        {
+            "Results and cost": results(measured, chosen),
+            "Learning curves": learning(log),
+            "Early termination": stages.early_termination(workdir, measured, curve, chosen),
+            "Coefficients": mixtures.section(measured, images),
+            "Images": stages.galleries(measured),
+            "Configuration": configuration(config),
+            "How to make this page again": provenance(workdir, measured, images),
+        },
+    )
+
+
+def kind(config) -> str:
+    if config.model == "static":
+        return f"static {config.network.name}"
+    if config.model == "routed":
+        return f"{config.network.name}, {config.basis.num_bases} bases that its own layers mix"
+    return f"BasisNet, {config.basis.num_bases} bases"
+
+
+def facts(measured: Measured) -> Html:
+    """What all numbers of the page are of."""
+    config = measured.run.config
+
+    def network(fields, size):
+        return f"{fields.name}, width {fields.width:g}, {size} x {size} pixels"
+
+    if config.model == "basisnet":
+        pairs = {"Preview": network(config.preview, config.preview.image_size)}
+        pairs["Specialist"] = network(config.network, config.image_size)
+    else:
+        pairs = {"Network": network(config.network, config.image_size)}
+    if measured.layers:
+        pairs["Bases"] = f"{config.basis.num_bases}, {len(measured.layers)} mixtures an image"
+    pairs["Checkpoint"] = f"step {measured.run.step:,}, averaged weights"
+    pairs["Measured on"] = f"{measured.split} split, {len(measured.rows['top1']):,} images"
+    if rule := measured.rule:
+        pairs["Stops at"] = f"{rule.criterion} ≥ {rule.threshold:.4f}, {measure.origin(rule)}"
+    return page.terms(pairs)
+
+
+def progress(workdir: str, measured: Measured) -> Html | None:
+    """A note if the run is not finished, or was never trained."""
+    config = measured.run.config
+    if measured.run.step == 0:
+        return element("p", "These weights were imported or extracted, not trained in this workdir.", class_="note")
+    total, newest = round(config.num_epochs * pipeline.steps_per_epoch(config)), checkpoint.newest(workdir)
+    if newest >= total:
+        return None
+    text = f"This run is not finished: its newest checkpoint is of step {newest:,} of {total:,}."
+    return element("p", text, class_="note")
+
+
+def tiles(measured: Measured, chosen: Point | None) -> Html:
+    """The page in three numbers."""
+    rows, items = measured.rows, measured.items
+
+    def tile(name, top1, cost):
+        value, below = element("strong", percent(top1)), element("small", cost)
+        return element("div", element("span", name), value, below)
+
+    shown = []
+    if measured.has_preview:
+        cost = f"{millions(madds.preview_only(items))} multiply-adds"
+        shown.append(tile("preview's top-1", rows["preview_top1"].mean(dtype=float), cost))
+    cost = f"{millions(madds.total(items))} multiply-adds an image"
+    shown.append(tile("final top-1", rows["top1"].mean(dtype=float), cost))
+    if chosen:
+        cost = f"{millions(chosen.mean_madds)} on average, {percent(chosen.share, 0)} of the images stop"
+        shown.append(tile("top-1 with early termination", chosen.top1, cost))
+    return element("div", *shown, class_="tiles")
+
+
+def results(measured: Measured, chosen: Point | None) -> Html:
+    """Accuracy of both heads, and where the multiply-adds go."""
+    rows, items = measured.rows, measured.items
+    total = madds.total(items)
+    reached = []
+    for name, prefix, spent in (("preview", "preview_", madds.preview_only(items)), ("final", "", total)):
+        if f"{prefix}top1" in rows:
+            top1, top5, loss = (rows[prefix + metric].mean(dtype=float) for metric in ("top1", "top5", "loss"))
+            reached.append([name, percent(top1), percent(top5), f"{loss:.4f}", millions(spent)])
+    if chosen:
+        reached.append(["early termination", percent(chosen.top1), "", "", millions(chosen.mean_madds)])
+    params: dict[str, int] = {}
+    for item in items:
+        params[item.stage] = params.get(item.stage, 0) + item.params
+    spent = [
+        [part, millions(cost), percent(cost / total, 1), f"{params.get(part, 0):,}"]
+        for part, cost in madds.summary(items).items()
+    ]
+    spent.append(["in all", millions(total), percent(1, 1), f"{sum(params.values()):,}"])
+    header = ("layer", "part", "kind", "multiply-adds", "parameters")
+    by_layer = [[item.name, item.stage, item.kind, f"{item.madds:,}", f"{item.params:,}"] for item in items]
+    return page.joined(
+        page.figures(
+            page.table(
+                ("", "top-1", "top-5", "loss", "MAdds"),
+                reached,
+                caption=f"Accuracy on the {measured.split} split, {len(rows['top1']):,} images; MAdds of an image.",
+            ),
+            page.table(
+                ("part", "MAdds", "share", "parameters"),
+                spent,
+                caption="Where the MAdds of an image go that does not stop; parameters of kernels and biases.",
+            ),
+        ),
+        page.folded(f"All {len(items)} items of the count", page.table(header, by_layer, texts=3)),
+    )
+
+
+def learning(log: dict) -> Html | None:
+    """Loss, accuracy and what became of the coefficients, by training step; None where nothing was logged."""
+    train, validation = log.get("train", {}), log.get("validation", {})
+    losses = {
+        "final, training": train.get("final_loss", train.get("loss")),
+        "final, validation": validation.get("loss"),
+        "preview, training": train.get("preview_loss"),
+        "preview, validation": validation.get("preview_loss"),
+    }
+    top1 = {
+        "final, training": train.get("top1"),
+        "final, validation": validation.get("top1"),
+        "preview, training": train.get("preview_top1"),
+        "preview, validation": validation.get("preview_top1"),
+    }
+    mixing = {
+        "entropy of the mixtures": train.get("coefficient_entropy"),
+        "least usage of a basis": train.get("least_basis_usage"),
+    }
+    shown = []
+    for title, lines, caption in (
+        ("Loss", losses, "Of training batches as they are trained on; of the validation split with its plain labels."),
+        ("Top-1", top1, "Training batches are augmented, and answered by the weights of the moment."),
+        ("Coefficients", mixing, "At an entropy of 1 mixtures are even; a least usage of 0 means a dead basis."),
+    ):
+        if lines := {name: points for name, points in lines.items() if points}:
+            last = max(points[-1][0] for points in lines.values())
+            alt = f"Curves up to training step {last:,}: {'; '.join(lines)}."
+            shown.append(page.picture(figures.learning_curves(lines), title, caption, alt))
+    return page.figures(*shown) if shown else None
+
+
+def configuration(config) -> Html:
+    """What differs from the defaults; folded, all of it."""
+    ours, defaults = runs.flat(config.to_dict()), runs.flat(default.get_config().to_dict())
+    shown = {name: str(value) for name, value in sorted(ours.items())}
+    differing = {name: text for name, text in shown.items() if ours[name] != defaults.get(name)}
+    return page.joined(
+        element("p", f"{len(differing)} of {len(ours)} fields differ from configs/default.py:"),
+        page.terms(differing),
+        page.folded("All fields", page.terms(shown)),
+    )
+
+
+def provenance(workdir: str, measured: Measured, images: int) -> Html:
+    made = evaluate.provenance(measured.run.config)
+    flags = {"workdir": workdir, "checkpoint": measured.run.step, "split": measured.split, "images": images}
+    command = " ".join(["basisnet report", *(shlex.quote(f"--{name}={value}") for name, value in flags.items())])
+    return page.joined(
+        element("pre", element("code", command), tabindex=0),
+        page.terms({name: value for name, value in made.items() if value is not None}),
+    )
