@@ -1,0 +1,20 @@
+"""Static and BasisNet, by number of bases and width, on scikit-learn's digits.
+
+    basisnet sweep --sweep=configs/sweeps/bases_width.py --workdir=runs/bases_width
+
+18 runs of 12 epochs; TIME
+"""
+
+CONFIG = "configs/digits.py"
+COMMON = {"config.num_epochs": 12.0}
+SLURM = {"cpus_per_task": 1, "timeout_min": 30}
+
+
+def sweep():
+    # Seeds outermost: runs that differ in their seed alone share all programs, so that the first of them, which
+    # compiles, should have ended when the next begins.
+    for seed in range(3):
+        for width in (0.25, 0.5):
+            yield {"config.model": "static", "width": width, "seed": seed}
+            for bases in (2, 8):
+                yield {"config.model": "basisnet", "width": width, "bases": bases, "seed": seed}
