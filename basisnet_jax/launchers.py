@@ -4,6 +4,7 @@ Both outlive a sweep that is killed and are found again by the next one: a proce
 log for as long as it lives; a job by its name.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -78,6 +79,7 @@ class Processes:
         if self.gpus:
             mine = self.gpus[slot :: self.slots] or [self.gpus[slot % len(self.gpus)]]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        (run.folder / "pid").unlink(missing_ok=True)
         with open(run.folder / "log.txt", "ab") as log:
             fcntl.flock(log, fcntl.LOCK_EX)  # the process inherits it, and nothing but its end drops it
             os.sched_setaffinity(0, self.cores[slot :: self.slots] or self.cores)
@@ -120,8 +122,9 @@ class Processes:
 
     def send(self, active: Collection, number: signal.Signals) -> None:
         for run in active:
-            if self.is_alive(run):
-                os.kill(pid(run), number)
+            if self.is_alive(run) and (process := pid(run)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, number)
 
 
 class Slurm:
@@ -202,17 +205,18 @@ def job_name(run) -> str:
     return f"{run.name}-{hashlib.sha256(str(run.folder).encode()).hexdigest()[:8]}"
 
 
-def pid(run) -> int:
-    """Of the process that this sweep or one before it has started."""
-    return int((run.folder / "pid").read_text())
+def pid(run) -> int | None:
+    """Of the process that this sweep or one before it has started, unless that was killed before it could tell."""
+    path = run.folder / "pid"
+    return int(path.read_text() or 0) or None if path.exists() else None
 
 
-def memory(pid: int) -> tuple[float, float]:
+def memory(pid: int | None) -> tuple[float, float]:
     """Bytes that a process holds now and has held at most; 0 when it has ended."""
     try:
         fields = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
         return tuple(float(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    except FileNotFoundError:
+    except OSError:
         return 0.0, 0.0
 
 

@@ -155,6 +155,15 @@ def test_slurm_without_submitit_or_slurm(write, fails, tmp_path, monkeypatch):
     assert "partitoin" in fails([*write({"seed": 0}, SLURM={"partitoin": "x"}), "--cluster=slurm"])
 
 
+def test_the_sweep_of_the_readme_has_18_runs_of_known_kinds(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIG.parents[1])
+    common, _, yielded = sweep.load("configs/sweeps/bases_width.py")
+    made = [sweep.make_run({**common, "config.data_dir": data_dir}, one, tmp_path) for one in yielded]
+    sweep.check("bases_width.py", made, tmp_path)
+    kinds = {(run.config.model, run.config.network.width, run.config.basis.num_bases) for run in made}
+    assert len(made) == 18 and len(kinds) == 6 and {run.config.seed for run in made} == {0, 1, 2}
+
+
 def test_names_are_folders_that_differ_where_the_runs_do():
     assert sweep.name_of({"bases": 4, "config.optimizer.name": "adamw"}) == "bases=4,optimizer.name=adamw"
     assert sweep.name_of({}) == "base"
