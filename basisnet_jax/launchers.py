@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Collection, Iterable
 
 from basisnet_jax.errors import UserError
@@ -113,12 +113,13 @@ class Processes:
         code = self.processes[run.name][1].returncode if run.name in self.processes else 0
         return f"killed by {signal.Signals(-code).name}" if code < 0 else None
 
-    def stop(self, active: Collection, kill: threading.Event) -> None:
-        """SIGTERM, at which a run saves and ends, and SIGKILL if `kill` is set; returns when all have ended."""
+    def stop(self, active: Collection, received: list[int]) -> None:
+        """SIGTERM, at which a run saves and ends, SIGKILL at a second signal; returns when all have ended."""
         self.send(active, signal.SIGTERM)
         while self.alive(active):
-            if kill.wait(0.1):
+            if len(received) > 1:
                 self.send(active, signal.SIGKILL)
+            time.sleep(0.1)
 
     def send(self, active: Collection, number: signal.Signals) -> None:
         for run in active:
@@ -191,13 +192,16 @@ class Slurm:
         lines = files[-1].read_text(errors="replace").splitlines() if files else []
         return next((line for line in reversed(lines) if line.startswith("slurmstepd: error")), None)
 
-    def stop(self, active: Collection, kill: threading.Event) -> None:
-        """Those that wait are taken from the queue, the others have Slurm's KillWait to save, 30 s by default."""
+    def stop(self, active: Collection, received: list[int]) -> None:
+        """Takes from the queue those that wait; the others have Slurm's KillWait to save, 30 s by default.
+
+        A second signal does not wait for them.
+        """
         self.alive(active)  # reads the queue
         if numbers := [self.queue[name] for name in map(job_name, active) if name in self.queue]:
             subprocess.run(["scancel", *numbers], check=False)
-        while self.alive(active) and not kill.wait(1):
-            pass
+        while self.alive(active) and len(received) < 2:
+            time.sleep(1)
 
 
 def job_name(run) -> str:

@@ -56,7 +56,9 @@ def accuracy_against_madds(rows: list[dict], path: str) -> None:
         ours = [point for point in points if point["model"] == model]
         cost, mean, error = ([point[name] for point in ours] for name in ("madds", "mean", "error"))
         cost = [value / 1e6 for value in cost]
-        axes.errorbar(cost, mean, error, fmt=MARKERS[i], color=COLORS[i], alpha=0.75, capsize=3, elinewidth=1)
+        axes.errorbar(
+            cost, mean, _bars(mean, error), fmt=MARKERS[i], color=COLORS[i], alpha=0.75, capsize=3, elinewidth=1
+        )
         front = pareto(list(zip(cost, mean, strict=True)))
         axes.plot(*zip(*front, strict=True), MARKERS[i] + "-", color=COLORS[i], linewidth=2, label=model)
         for point, x in zip(ours, cost, strict=True):
@@ -89,7 +91,9 @@ def accuracy_against_bases(rows: list[dict], path: str) -> None:
             axes.axhline(mean[0], color=color, linestyle="--", linewidth=1, label=label)
         else:
             bases = [count * 1.01**i for count in bases]  # so that bars do not hide each other
-            axes.errorbar(bases, mean, error, fmt=MARKERS[order(model)] + "-", color=color, capsize=3, label=label)
+            axes.errorbar(
+                bases, mean, _bars(mean, error), fmt=MARKERS[order(model)] + "-", color=color, capsize=3, label=label
+            )
     counts = sorted({point["num_bases"] for point in points if point["model"] != "static"})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -136,11 +140,17 @@ def order(model: str) -> int:
 def _of_sweep(points: list[dict], title: str):
     seeds = {point["n"] for point in points}
     over = f"{min(seeds)} seeds" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
-    over = f"mean and 95 % interval over {over}" if max(seeds) > 1 else "one seed"
+    over = f"mean and 95 % interval, {over}" if max(seeds) > 1 else "one seed"
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(f"{title}: {over}")
+    axes.set_title(f"{title} ({over})", fontsize=11)
     axes.set_ylabel("test top-1 (%)")
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _bars(mean: list[float], error: list[float]) -> list[list[float]]:
+    """Lengths below and above: an accuracy ends at 0 and at 100 %, as Student's interval does not."""
+    pairs = list(zip(mean, error, strict=True))
+    return [[min(bar, middle) for middle, bar in pairs], [min(bar, 100 - middle) for middle, bar in pairs]]

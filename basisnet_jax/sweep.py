@@ -35,7 +35,7 @@ import pathlib
 import re
 import runpy
 import signal
-import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -83,8 +83,10 @@ def sweep(file: str, workdir: str, cluster: str = "local", jobs: int | None = No
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         with runs.locked(str(folder)):
-            failed = execute(all_runs, launcher, lambda: write_csv(all_runs, folder / "sweep.csv"))
-            draw(folder)
+            try:
+                failed = execute(all_runs, launcher, lambda: write_csv(all_runs, folder / "sweep.csv"))
+            finally:
+                draw(folder)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error}") from error
     if failed:
@@ -174,7 +176,7 @@ def execute(all_runs: list[Run], launcher, save) -> dict[str, str]:
     reached |= dict.fromkeys(active, -1)
     failed: dict[str, str] = {}
     save()
-    with signals() as (stop, kill), sweep_display.shown(all_runs, len(waiting) + len(active)) as display:
+    with signals() as received, sweep_display.shown(all_runs, len(waiting) + len(active)) as display:
         try:
             while waiting or active:
                 alive = launcher.alive(active.values())
@@ -190,36 +192,35 @@ def execute(all_runs: list[Run], launcher, save) -> dict[str, str]:
                     else:
                         failed[run.name] = launcher.reason(run) or last_line(run)
                         display.failed(run, failed[run.name])
-                if stop.is_set():
+                if received:
                     break
                 while waiting and launcher.has_room(active.values()):
                     run = waiting.pop(0)
                     launcher.start(run)
                     active[run.name] = run
                 display.update(active.values(), waiting, failed)
-                stop.wait(launcher.poll_s)
+                time.sleep(launcher.poll_s)
         finally:
             if active:
                 display.note(f"stopping {len(active)} runs, which save first; again to kill them")
-                launcher.stop(active.values(), kill)
+                launcher.stop(active.values(), received)
                 save()
-    if stop.is_set():
+    if received:
         done = sum(report(run) is not None for run in all_runs)
         raise Unfinished(f"stopped with {done} of {len(all_runs)} runs finished; the same command goes on from there")
     return failed
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Two events: SIGINT or SIGTERM sets the first of them, the next signal the second."""
-    events = threading.Event(), threading.Event()
-
-    def handler(number, frame):
-        events[events[0].is_set()].set()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def signals() -> Iterator[list[int]]:
+    """What has come of SIGINT and SIGTERM: a list that grows. (No threading.Event: its lock may be held already.)"""
+    received: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield events
+        yield received
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)

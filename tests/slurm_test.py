@@ -125,7 +125,7 @@ def sweep():
 def test_a_sweep_killed_in_the_middle_finds_its_jobs_again(slurm, data_dir, tmp_path):
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
     fields = dict(flag.removeprefix("--").split("=", 1) for flag in faults.SMALL)
-    common = {**fields, "config.num_epochs": 4.0, "config.data_dir": data_dir}
+    common = {**fields, "config.num_epochs": 2.0, "config.data_dir": data_dir}
     file = tmp_path / "sweep.py"
     file.write_text(SWEEP.format(config=f"{faults.CONFIG}:bases=2", common=common))
     command = f"{sys.executable} -m basisnet_jax.cli sweep --sweep={file} --workdir={tmp_path}/all --cluster=slurm"
@@ -143,5 +143,5 @@ scancel --signal=KILL $(squeue --noheader --format='%i %j' | grep seed=0 | cut -
     assert output.endswith("exit code 1\n")
     jobs = {path.name: len(list(path.glob("slurm/*_submission.sh"))) for path in run.parent.iterdir()}
     assert jobs["seed=1"] == 1 and jobs["seed=0"] == 2  # one was found again, the other went on
-    assert "64 steps on 1 x cpu, going on after step " in (run / "log.txt").read_text()
+    assert "32 steps on 1 x cpu, going on after step " in (run / "log.txt").read_text()
     assert len((tmp_path / "all" / "sweep.csv").read_text().splitlines()) == 3
