@@ -10,13 +10,14 @@ setup(
     packages=[
         "basisnet_jax",
         "basisnet_jax.configs",
+        "basisnet_jax.configs.sweeps",
         "basisnet_jax.data",
         "basisnet_jax.export",
         "basisnet_jax.networks",
         "basisnet_jax.report",
     ],
     package_data={"basisnet_jax.data": ["imagenet_classes.txt"], "basisnet_jax.report": ["style.css"]},
-    package_dir={"basisnet_jax.configs": "configs"},
+    package_dir={"basisnet_jax.configs": "configs", "basisnet_jax.configs.sweeps": "configs/sweeps"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
@@ -47,6 +48,7 @@ setup(
         ],
         # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours.
         "export": ["ai-edge-litert>=2.3,<3", "jax2onnx==0.13.0", "onnx>=1.23,<2", "onnxruntime>=1.31,<2"],
+        "slurm": ["submitit>=1.5.4,<2"],  # basisnet sweep --cluster=slurm
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         # Compiles for a TPU where there is none (`basisnet plan`): the version that jax[tpu] 0.10.2 asks for.

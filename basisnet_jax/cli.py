@@ -18,7 +18,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from basisnet_jax.errors import LostProcess, UserError
+from basisnet_jax.errors import LostProcess, Unfinished, UserError
 
 
 def train(argv: list[str]) -> None:
@@ -152,6 +152,17 @@ def import_(argv: list[str]) -> None:
     weights.import_weights(parsed.network, parsed.weights, parsed.workdir, parsed.origin)
 
 
+def sweep(argv: list[str]) -> None:
+    """basisnet sweep --sweep=configs/sweeps/FILE.py --workdir=DIR [--cluster=local|slurm] [--jobs=N at once]"""
+    parsed = parse(argv, "sweep", "workdir", cluster="local", jobs=None)
+    jobs = parsed.jobs and number("jobs", parsed.jobs)
+    if jobs is not None and (jobs < 1 or jobs % 1):
+        raise UserError(f"--jobs={parsed.jobs!r}, expected a whole number above 0")
+    from basisnet_jax import sweep
+
+    sweep.sweep(parsed.sweep, parsed.workdir, parsed.cluster, jobs and int(jobs))
+
+
 PROCESSES = {"coordinator": None, "processes": None, "process": None}
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
@@ -163,6 +174,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "plan": plan,
     "report": report,
     "import": import_,
+    "sweep": sweep,
 }
 
 
@@ -178,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"verb {argv[0]!r} is unknown, expected one of {', '.join(VERBS)}")
         VERBS[argv[0]](argv[1:])
         return 0
-    except (UserError, LostProcess) as error:
+    except (UserError, LostProcess, Unfinished) as error:
         print(f"basisnet: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:  # whoever reads the output, such as `head`, has enough

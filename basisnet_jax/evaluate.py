@@ -49,6 +49,8 @@ def write_report(
     """Test metrics with the averaged (EMA) and the raw weights, written to `workdir` and returned.
 
     Without a `rule` of when images stop, its threshold is chosen on the validation split for `config.max_drop`.
+    With a `config.train_eval_split`, "train" holds the metrics of the averaged weights on it: without augmentation and
+    dropout, as on the test split, so that the difference is what the model has not generalised.
     """
     per_example = make_per_example(config, functions, mesh, rule)
     averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
@@ -62,6 +64,9 @@ def write_report(
         "weights": "ema",
         "raw": summarize(raw),
     }
+    if config.train_eval_split:
+        seen = per_example(state["ema_params"], state["ema_batch_stats"], config.train_eval_split)
+        report["train"] = summarize(seen)
     if "confidence" in averaged:
         costs = madds.preview_only(items), madds.total(items)
         if rule is None:

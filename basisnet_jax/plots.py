@@ -1,10 +1,15 @@
 """Pictures of results, each drawn from the numbers that stand beside it as JSON or CSV."""
 
+import collections
+import statistics
+
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import stats
 
 FINAL, PREVIEW, CHOSEN = "#1f4e79", "#b8860b", "#c0392b"
+COLORS, MARKERS = (FINAL, CHOSEN, PREVIEW, "#2e7d5b", "#6a4c93", "#444444"), "so^D"
 
 
 def early_termination(report: dict, path: str) -> None:
@@ -37,3 +42,117 @@ def draw_early_termination(axes: Axes, curve: list[dict], chosen: dict | None, s
     axes.set_ylabel(f"top-1 on the {split} split (%)")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
+
+
+def accuracy_against_madds(rows: list[dict], path: str) -> None:
+    """Test accuracy against multiply-adds: each network a point, and the Pareto front of each kind of model.
+
+    Args:
+      rows: of a `sweep.csv`.
+      path: of the PNG.
+    """
+    points = averaged(rows)
+    figure, axes = _of_sweep(points, "Accuracy against cost")
+    for model in sorted({point["model"] for point in points}, key=order):
+        i = order(model)
+        ours = [point for point in points if point["model"] == model]
+        cost, mean, error = ([point[name] for point in ours] for name in ("madds", "mean", "error"))
+        cost = [value / 1e6 for value in cost]
+        axes.errorbar(
+            cost, mean, _bars(mean, error), fmt=MARKERS[i], color=COLORS[i], alpha=0.75, capsize=3, elinewidth=1
+        )
+        front = pareto(list(zip(cost, mean, strict=True)))
+        axes.plot(*zip(*front, strict=True), MARKERS[i] + "-", color=COLORS[i], linewidth=2, label=model)
+        for point, x in zip(ours, cost, strict=True):
+            text = f"{point['width']:g}" + (f" x {point['num_bases']}" if point["num_bases"] > 1 else "")
+            axes.annotate(text, (x, point["mean"]), (4, -11), textcoords="offset points", fontsize=7, color=COLORS[i])
+    axes.set_xlabel("multiply-adds per image (millions), preview and mixing counted")
+    axes.margins(x=0.1)
+    axes.legend(loc="best", title="Pareto front of (width x bases)")
+    figure.savefig(path, dpi=120)
+
+
+def accuracy_against_bases(rows: list[dict], path: str) -> None:
+    """Test accuracy against the number of bases, a line for each width and kind of model; static ones level, dashed.
+
+    Args as above. Without a model that has bases there is nothing to draw, and no file.
+    """
+    points = averaged(rows)
+    widths = sorted({point["width"] for point in points})
+    lines = collections.defaultdict(list)
+    for point in sorted(points, key=lambda point: (order(point["model"]), point["width"], point["num_bases"])):
+        lines[point["model"], point["width"], point["others"]].append(point)
+    if all(model == "static" for model, _, _ in lines):
+        return
+    figure, axes = _of_sweep(points, "Accuracy against the number of bases")
+    for i, ((model, width, others), line) in enumerate(lines.items()):
+        color = COLORS[widths.index(width) % len(COLORS)]
+        label = ", ".join(filter(None, [model, f"width {width:g}", others]))
+        bases, mean, error = ([point[name] for point in line] for name in ("num_bases", "mean", "error"))
+        if model == "static":
+            axes.axhline(mean[0], color=color, linestyle="--", linewidth=1, label=label)
+        else:
+            bases = [count * 1.01**i for count in bases]  # so that bars do not hide each other
+            axes.errorbar(
+                bases, mean, _bars(mean, error), fmt=MARKERS[order(model)] + "-", color=color, capsize=3, label=label
+            )
+    counts = sorted({point["num_bases"] for point in points if point["model"] != "static"})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("bases")
+    axes.legend(loc="best", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def averaged(rows: list[dict]) -> list[dict]:
+    """Each network and setting as one point: mean test accuracy over its seeds, in %, and half of a 95 % interval.
+
+    What the name of a run says besides model, width, bases and seed is the setting, `others`. The interval is
+    Student's, and 0 (no bar) for a single seed.
+    """
+    groups = collections.defaultdict(list)
+    for row in rows:
+        parts = row["run"].split(",")
+        others = ",".join(part for part in parts if part.partition("=")[0] not in ("model", "width", "bases", "seed"))
+        key = row["model"], float(row["width"]), int(row["num_bases"]), float(row["madds"]), others
+        groups[key].append(100 * float(row["top1"]))
+    points = []
+    for key, top1 in groups.items():
+        n = len(top1)
+        error = stats.t.ppf(0.975, n - 1) * statistics.stdev(top1) / n**0.5 if n > 1 else 0.0
+        point = dict(zip(("model", "width", "num_bases", "madds", "others"), key, strict=True))
+        points.append({**point, "mean": statistics.mean(top1), "error": error, "n": n})
+    return points
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (cost, accuracy), those that no other one matches at a lower cost, by rising cost."""
+    front = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def order(model: str) -> int:
+    return ("static", "basisnet", "condconv", "dynamic").index(model)
+
+
+def _of_sweep(points: list[dict], title: str):
+    seeds = {point["n"] for point in points}
+    over = f"{min(seeds)} seeds" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
+    over = f"mean and 95 % interval, {over}" if max(seeds) > 1 else "one seed"
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(f"{title} ({over})", fontsize=11)
+    axes.set_ylabel("test top-1 (%)")
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _bars(mean: list[float], error: list[float]) -> list[list[float]]:
+    """Lengths below and above: an accuracy ends at 0 and at 100 %, as Student's interval does not."""
+    pairs = list(zip(mean, error, strict=True))
+    return [[min(bar, middle) for middle, bar in pairs], [min(bar, 100 - middle) for middle, bar in pairs]]

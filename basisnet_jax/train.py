@@ -44,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     runs.check(config, workdir)
     mesh = partition.create_mesh(config.batch_size, config.fsdp)
     steps_per_epoch = pipeline.steps_per_epoch(config)
-    for split in (config.validation_split, config.test_split):
+    for split in filter(None, (config.validation_split, config.test_split, config.train_eval_split)):
         pipeline.num_examples(config, split)  # a misspelt one is found now, not after the first epoch
     total_steps = round(config.num_epochs * steps_per_epoch)
     model = models.create(config)

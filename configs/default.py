@@ -30,6 +30,7 @@ def get_config(arg=""):
     config.train_split = "train"
     config.validation_split = "validation"
     config.test_split = "test"
+    config.train_eval_split = ""  # what is evaluated besides, plainly, as "train": train_split or a part of it
     config.num_classes = 10  # 0: as many as the data set has
     config.channels = 3
     config.image_size = 224  # pixels, of the specialist's input

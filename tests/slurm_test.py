@@ -1,4 +1,4 @@
-"""experiments/slurm/train.sbatch on a real Slurm of one node, and who waits for whom in a job."""
+"""On a real Slurm of one node: experiments/slurm/train.sbatch, a sweep, and who waits for whom in a job."""
 
 import json
 import os
@@ -106,3 +106,42 @@ def test_two_tasks_are_one_run_that_goes_on_when_stopped(slurm, submit, tmp_path
     logged = [(row["step"], row["split"]) for row in rows]
     assert len(set(logged)) == len(logged) and logged[-1] == (16, "test")
     assert len(list(tmp_path.rglob("config.json"))) == 1
+
+
+SWEEP = """
+CONFIG = {config!r}
+COMMON = {common!r}
+SLURM = {{"cpus_per_task": 1, "timeout_min": 10}}
+
+
+def sweep():
+    yield {{"seed": 0}}
+    yield {{"seed": 1}}
+    yield {{"config.init_from": "none"}}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_the_middle_finds_its_jobs_again(slurm, data_dir, tmp_path):
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    fields = dict(flag.removeprefix("--").split("=", 1) for flag in faults.SMALL)
+    common = {**fields, "config.num_epochs": 2.0, "config.data_dir": data_dir}
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP.format(config=f"{faults.CONFIG}:bases=2", common=common))
+    command = f"{sys.executable} -m basisnet_jax.cli sweep --sweep={file} --workdir={tmp_path}/all --cluster=slurm"
+    # Killed when two jobs run and one waits; so is one of the jobs, as when a node fails.
+    killed = """
+{command} &
+until [[ $(squeue --noheader | wc -l) == 3 && -e {run}/checkpoints/5 ]]; do sleep 0.1; kill -0 $!; done
+kill -9 $!
+scancel --signal=KILL $(squeue --noheader --format='%i %j' | grep seed=0 | cut -d' ' -f1)
+"""
+    run = tmp_path / "all" / "runs" / "seed=0"
+    slurm("bash", "-ec", killed.format(command=command, run=run))
+    output = slurm("bash", "-c", f"{command}; echo exit code $?")
+    assert "[2/3] seed=" in output and "FAILED init_from=none: basisnet: none/config.json is missing" in output
+    assert output.endswith("exit code 1\n")
+    jobs = {path.name: len(list(path.glob("slurm/*_submission.sh"))) for path in run.parent.iterdir()}
+    assert jobs["seed=1"] == 1 and jobs["seed=0"] == 2  # one was found again, the other went on
+    assert "32 steps on 1 x cpu, going on after step " in (run / "log.txt").read_text()
+    assert len((tmp_path / "all" / "sweep.csv").read_text().splitlines()) == 3
