@@ -25,6 +25,8 @@ from flax import nnx
 from basisnet_jax import conv as conv_lib
 from basisnet_jax import initializers
 
+ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels: `product_of_mixture`
+
 
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
     """Every example's kernel, sum_n coefficients[b, n] * kernels[n]: [B, N], [N, ...] -> [B, ...]."""
@@ -64,14 +66,18 @@ class BasisLayer(nnx.Module):
     def __call__(self, x):
         if self.coefficients is None:
             raise ValueError("a basis layer was called without coefficients: call the network inside `mixed`")
-        layer = self.layer
+        layer, path = self.layer, self.path_for(x)
         bias = None if layer.bias is None else layer.bias[...]
         x, kernels_N, bias = layer.promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)
 
         def mix_and_apply(x, coefficients, kernels_N):
-            if self.is_one_product(x):
+            if path == ONE_PRODUCT:
                 return product_of_mixture(x, coefficients, kernels_N)
-            return self.apply(x, mix(coefficients, kernels_N))
+            if conv_lib.platform() == "cpu":
+                # Only when x is there: XLA would mix the kernels of all layers first and hold them all, 183 MB more in
+                # the forward pass of imagenet_basisnet_mv3 for 32 images.
+                coefficients += 0 * jax.lax.stop_gradient(x.reshape(x.shape[0], -1)[:, :1]).astype(coefficients.dtype)
+            return self.apply(x, mix(coefficients, kernels_N), path)
 
         if self.remat:
             mix_and_apply = jax.checkpoint(mix_and_apply)
@@ -80,31 +86,41 @@ class BasisLayer(nnx.Module):
 
 
 class BasisConv(BasisLayer):
-    """`nnx.Conv` with N kernels, [N, *window, I / groups, O]."""
+    """`nnx.Conv` with N kernels, [N, *window, I / groups, O].
 
-    def is_one_product(self, x) -> bool:
-        """Whether each example is one vector, multiplied with the whole kernel: a 1x1 convolution of a single pixel."""
-        plain = self.layer.feature_group_count == 1 and self.layer.padding in ("SAME", "VALID", 0)
-        return plain and math.prod((*x.shape[1:-1], *self.layer.kernel_size)) == 1
+    With `path` every example is convolved that way, one of `conv.PATHS`; None chooses the best for the input's shape.
+    """
 
-    def apply(self, x, kernels_B):
-        return conv_lib.conv_per_example(
-            x,
-            kernels_B,
-            strides=_per_dimension(self.layer.strides, self.layer),
-            padding=_padding(self.layer),
-            dilation=_per_dimension(self.layer.kernel_dilation, self.layer),
-            groups=self.layer.feature_group_count,
-        )
+    path: str | None = None
+
+    def path_for(self, x) -> str:
+        """How an input of x's shape is convolved on `conv.platform()`."""
+        possible = conv_lib.paths(x.shape, self.layer.kernel.shape[1:], **self.geometry)
+        if self.path is None and possible[0] == "pointwise" and math.prod(x.shape[1:-1]) == 1:
+            return ONE_PRODUCT
+        return self.path or possible[0]
+
+    def apply(self, x, kernels_B, path):
+        return conv_lib.conv_per_example(x, kernels_B, **self.geometry, path=path)
+
+    @property
+    def geometry(self) -> dict:
+        """The arguments of `conv.conv_per_example` that are not arrays."""
+        return {
+            "strides": _per_dimension(self.layer.strides, self.layer),
+            "padding": _padding(self.layer),
+            "dilation": _per_dimension(self.layer.kernel_dilation, self.layer),
+            "groups": self.layer.feature_group_count,
+        }
 
 
 class BasisLinear(BasisLayer):
     """`nnx.Linear` with N kernels, [N, I, O]: [B, ..., I] -> [B, ..., O]."""
 
-    def is_one_product(self, x) -> bool:
-        return math.prod(x.shape[1:-1]) == 1
+    def path_for(self, x) -> str:
+        return ONE_PRODUCT if math.prod(x.shape[1:-1]) == 1 else "pointwise"
 
-    def apply(self, x, kernels_B):
+    def apply(self, x, kernels_B, path):
         return jnp.einsum("b...i,bio->b...o", x, kernels_B)
 
 

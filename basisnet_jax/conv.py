@@ -79,13 +79,9 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
     window, strides, dilation = kernels.shape[1:-2], _per_axis(strides, rank), _per_axis(dilation, rank)
     pads = _explicit_padding(x.shape[1:-1], window, strides, padding, dilation)
 
-    possible = dict.fromkeys(PATHS, True)
-    possible["pointwise"] = groups == 1 and set(window) == {1} and not any(map(any, pads))
-    possible["depthwise"] = groups == x.shape[-1] == kernels.shape[-1] and rank <= 2
-    if path is None:
-        depthwise = "folded" if platform() == "tpu" and max(strides) > 1 else "depthwise"
-        path = "pointwise" if possible["pointwise"] else depthwise if possible["depthwise"] else "general"
-    if not possible.get(path):
+    possible = paths(x.shape, kernels.shape[1:], strides=strides, padding=pads, dilation=dilation, groups=groups)
+    path = path or possible[0]
+    if path not in possible:
         raise ValueError(
             f"path {path!r} needs {PATHS.get(path, f'to be one of {[*PATHS]}')}; got {given}, padding={pads}"
         )
@@ -94,6 +90,23 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
         raise ValueError(f"got {given}: with {dilation=} the window exceeds x, padded to {x.shape}")
     run = dict(zip(PATHS, (_pointwise, _depthwise, _folded, _general, _loop), strict=True))[path]
     return run(x, kernels.astype(x.dtype), strides, dilation, groups)
+
+
+def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, groups=1) -> list[str]:
+    """Those of `PATHS` that can convolve x [B, *spatial, I] with kernels [*window, I / groups, O], the best one first.
+
+    The best on `platform()`, by shape alone; the other arguments as above.
+    """
+    (*window, _, outputs), rank = kernel_shape, len(x_shape) - 2
+    strides, dilation = _per_axis(strides, rank), _per_axis(dilation, rank)
+    pads = _explicit_padding(x_shape[1:-1], window, strides, padding, dilation)
+    found = []
+    if groups == 1 and set(window) == {1} and not any(map(any, pads)):
+        found.append("pointwise")
+    if groups == x_shape[-1] == outputs and rank <= 2:
+        strided_on_tpu = platform() == "tpu" and max(strides) > 1
+        found += ["folded", "depthwise"] if strided_on_tpu else ["depthwise"]
+    return [*dict.fromkeys([*found, "general", "folded", "loop"])]
 
 
 def conv_general_dilated(

@@ -5,6 +5,7 @@ channels of its group x output channels; mixing costs N multiply-adds for each w
 batch norm, activations, pooling, resizing and additions are left out, as in the MobileNet papers.
 """
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from basisnet_jax import baselines, basis
+from basisnet_jax import baselines, basis, conv
 from basisnet_jax.basisnet import BasisNet
 
 
@@ -26,6 +27,7 @@ class Item(NamedTuple):
     kind: str  # "convolution", "depthwise", "linear" or "mixing"
     madds: int
     params: int
+    path: str = ""  # of a layer that has bases: how it is executed on `conv.platform()`, see `basis.BasisConv`
 
 
 def count(model: nnx.Module, image_shape: tuple[int, int, int]) -> list[Item]:
@@ -54,7 +56,8 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int]) -> list[Item]:
         stage = _stage(model, name)
         if mixes:
             items.append(Item(name, stage, "mixing", layer.num_bases * weights, 0))
-        items.append(Item(name, stage, kind, positions * weights, params))
+        path = layer.path_for(inputs) if mixes else ""
+        items.append(Item(name, stage, kind, positions * weights, params, path))
 
     def run(model, image):
         names.update({id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)})
@@ -115,6 +118,12 @@ def _recorded(record) -> Iterator[None]:
         yield
 
 
+def execution(items: list[Item]) -> str:
+    """How many of the layers that have bases take which path: one line, empty for a network without bases."""
+    counts = collections.Counter(item.path for item in items if item.path)
+    return ", ".join(f"{path} {count}" for path, count in counts.most_common())
+
+
 def as_json(items: list[Item], share: float) -> dict:
     """The count as data; "mean_with_early_termination" is None for a network without a preview."""
     mean = with_early_termination(items, share) if preview_only(items) else None
@@ -122,18 +131,22 @@ def as_json(items: list[Item], share: float) -> dict:
         "total": total(items),
         "mean_with_early_termination": mean,
         "share_terminated": share if preview_only(items) else None,
-        "items": [item._asdict() for item in items],
+        "items": [{name: getattr(item, name) for name in Item._fields if name != "path"} for item in items],
+        "paths": {item.name: item.path for item in items if item.path},
     }
 
 
 def table(items: list[Item], share: float) -> str:
-    """The count as text: every item, then the sum of each part, then the total."""
+    """The count as text: every item, then the sum of each part, then the total and how layers with bases are run."""
     width = max(len(item.name) for item in items)
-    lines = [f"{'layer':<{width}}  {'stage':<12} {'kind':<12} {'MAdds':>12} {'params':>12}"]
-    lines += [f"{i.name:<{width}}  {i.stage:<12} {i.kind:<12} {i.madds:>12,} {i.params:>12,}" for i in items]
+    lines = [f"{'layer':<{width}}  {'stage':<12} {'kind':<12} {'MAdds':>12} {'params':>12}  path"]
+    lines += [f"{i.name:<{width}}  {i.stage:<12} {i.kind:<12} {i.madds:>12,} {i.params:>12,}  {i.path}" for i in items]
+    lines = [line.rstrip() for line in lines]
     lines += ["", *(f"{part:<14} {cost / 1e6:>9.2f}M" for part, cost in summary(items).items())]
     lines.append(f"{'total':<14} {total(items) / 1e6:>9.2f}M")
     if preview_only(items):
         mean = with_early_termination(items, share) / 1e6
         lines.append(f"on average    {mean:>9.2f}M if {share:.0%} of the images stop at the preview")
+    if paths := execution(items):
+        lines.append(f"paths on {conv.platform()}: {paths}")
     return "\n".join(lines)

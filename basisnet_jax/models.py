@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import baselines, basis, networks
+from basisnet_jax import baselines, basis, conv, networks
 from basisnet_jax.basisnet import BasisNet, Outputs
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks import batch_norm
@@ -24,7 +24,19 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
             module.groups = config.batch_norm_groups
         if isinstance(module, basis.BasisLayer):
             module.remat = config.remat_kernels
+        if isinstance(module, basis.BasisConv):
+            module.path = _path(module, config.basis.paths)
     return model
+
+
+def _path(layer: basis.BasisConv, paths: ml_collections.ConfigDict) -> str | None:
+    """The one that the config wants for layers of this kind; None: the best."""
+    shape = (1, *layer.layer.kernel_size, layer.in_features)
+    possible = conv.paths(shape, layer.layer.kernel.shape[1:], **layer.geometry)
+    kind = next(kind for kind in ("pointwise", "depthwise", "general") if kind in possible)
+    if paths[kind] and paths[kind] not in possible:
+        raise UserError(f"config.basis.paths.{kind}={paths[kind]!r}, expected one of {', '.join(possible)}, or nothing")
+    return paths[kind] or None
 
 
 def _create(config: ml_collections.ConfigDict) -> nnx.Module:

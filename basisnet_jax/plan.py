@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
 
-from basisnet_jax import conv, distill, hlo, models, optimizer, partition
+from basisnet_jax import conv, distill, evaluate, hlo, madds, models, optimizer, partition
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.train_step import create_state, make_train_step
@@ -115,6 +115,8 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
     }
     begin = time.perf_counter()
     with conv.paths_for("tpu"):
+        items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+        report["paths"] = madds.execution(items)
         lowered = lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples)
     try:
         compiled = lowered.compile(COMPILER_OPTIONS)
@@ -245,6 +247,8 @@ def table(report: dict) -> str:
         lines.append(f"--config.batch_size={proposal['batch_size']} fits (found by compiling); its plan:")
         return "\n".join([*lines, "", table(report | proposal)])
 
+    if report["paths"]:
+        lines.append(f"paths of the layers with bases: {report['paths']}")
     memory, seconds = report["memory"], {name: f"{1e3 * value:.3f} ms" for name, value in report["seconds"].items()}
     notes = {
         "outputs": f"and {gib(memory['aliased'])} in the place of arguments",

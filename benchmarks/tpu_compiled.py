@@ -12,9 +12,7 @@ A compilation takes minutes: name a candidate to have it alone, beside the refer
 takes so long) has the first stages of the networks, 4 bases, 8 images at 64 px, and no candidates but the chosen paths.
 """
 
-import contextlib
 import time
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -34,25 +32,12 @@ PATHS = {  # of BasisNet: {kind of layer: path}; what is not named is conv.py's 
 }
 
 
-@contextlib.contextmanager
-def choosing(paths: dict[str, str]):
-    """Inside this block the per-example convolutions of each kind take the path that is named for it."""
-    convolve = conv.conv_per_example
-
-    def chosen(x, kernels, *, groups=1, **arguments):
-        pointwise = set(kernels.shape[1:-2]) == {1}
-        kind = "pointwise" if pointwise else "depthwise" if groups == x.shape[-1] else "general"
-        return convolve(x, kernels, groups=groups, path=paths.get(kind), **arguments)
-
-    with mock.patch.object(conv, "conv_per_example", chosen):
-        yield
-
-
 def functions_of(candidate: str, config) -> models.Functional:
     """The candidate's model, with shapes in place of arrays but for the keys of its dropout."""
     config = config.copy_and_resolve_references()
     if candidate == "static":
         config.model = "static"
+    config.basis.paths.update(PATHS.get(candidate, {}))
     make = PreviewAndStatic if candidate == REFERENCE else models.create
     graph, params, batch_stats, rest = nnx.split(nnx.eval_shape(lambda: make(config)), nnx.Param, nnx.BatchStat, ...)
 
@@ -74,7 +59,7 @@ def compiled(candidate: str, config, device, chip: plan.Chip) -> dict:
     }
     on_chip = jax.sharding.SingleDeviceSharding(device)
     begin = time.perf_counter()
-    with conv.paths_for("tpu"), choosing(PATHS.get(candidate, {})):
+    with conv.paths_for("tpu"):
         jitted = jax.jit(step, donate_argnums=0, in_shardings=on_chip, out_shardings=on_chip)
         lowered = jitted.lower(state, batch, jax.eval_shape(jax.random.key, config.seed))
     traced = time.perf_counter()

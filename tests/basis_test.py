@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis
+from basisnet_jax import basis, conv
 
 N = 3
 
@@ -228,3 +228,36 @@ def test_mistakes(network, bases, images):
         run(bases, jnp.ones((4, 2, N)), images)
     with pytest.raises(ValueError, match=r"expected \[9 or 1, N\]"):
         basis.synthesize(bases, jnp.ones((2, N)))
+
+
+@pytest.mark.parametrize("path", ["pointwise", "depthwise", "general", "folded", "loop"])
+def test_every_path_computes_the_same_network(path, bases, images, coefficients):
+    with basis.mixed(bases, coefficients):
+        expected = bases(images)
+    network = nnx.clone(bases)
+    chosen = []
+    for layer in basis.basis_layers(network).values():
+        if isinstance(layer, basis.BasisConv):
+            kernel = layer.layer.kernel.shape[1:]
+            if path in conv.paths((2, 9, 9, layer.in_features), kernel, **layer.geometry):
+                layer.path = path
+                chosen.append(layer)
+    assert chosen
+    with basis.mixed(network, coefficients):
+        np.testing.assert_allclose(network(images), expected, atol=1e-5)
+
+
+def test_kernels_are_mixed_one_layer_after_the_other():
+    """XLA's own order would hold the kernels of all layers at once."""
+    layers = nnx.Sequential(*[nnx.Conv(64, 64, (1, 1), rngs=nnx.Rngs(i)) for i in range(8)])
+    network = basis.with_bases(layers, N, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(network)
+
+    def run(state, x, coefficients):
+        network = nnx.merge(graph, state)
+        with basis.mixed(network, coefficients):
+            return network(x)
+
+    program = jax.jit(run).lower(state, jnp.zeros((32, 2, 2, 64)), jnp.ones((32, 1, N))).compile()
+    kernels_of_a_layer = 4 * 32 * 64 * 64
+    assert program.memory_analysis().temp_size_in_bytes < 3 * kernels_of_a_layer

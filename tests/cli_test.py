@@ -173,6 +173,24 @@ def test_madds_with_the_classes_of_the_dataset(capsys, data_dir):
     assert printed[0] == printed[1]
 
 
+def test_paths_are_told_and_can_be_chosen(capsys):
+    def paths(*flags):
+        assert cli.main(["madds", CONFIG, "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out)["paths"]
+
+    best = paths()
+    assert set(best.values()) == {"pointwise", "depthwise", "one product"}
+    assert all(("depthwise" in name) == (path == "depthwise") for name, path in best.items())
+    chosen = paths("--config.basis.paths.depthwise=general", "--config.basis.paths.pointwise=folded")
+    assert chosen == {name: "general" if path == "depthwise" else "folded" for name, path in best.items()}
+    assert cli.main(["madds", CONFIG, "--config.basis.paths.pointwise=depthwise"]) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.endswith(
+        "config.basis.paths.pointwise='depthwise', expected one of pointwise, general, folded, loop, or nothing"
+    )
+    assert "\n" not in message
+
+
 def test_madds_of_a_static_network(capsys):
     assert cli.main(["madds", CONFIG, "--json", "--config.model=static"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -181,7 +199,9 @@ def test_madds_of_a_static_network(capsys):
 
 def test_madds_as_a_table(capsys):
     assert cli.main(["madds", CONFIG]) == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["layer", "stage", "kind", "MAdds", "params"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("paths on cpu: pointwise ")
+    assert lines[0].split() == ["layer", "stage", "kind", "MAdds", "params", "path"]
 
 
 def test_a_reader_that_has_enough_ends_the_command_without_a_word():

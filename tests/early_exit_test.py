@@ -17,6 +17,21 @@ from basisnet_jax import basisnet, early_exit, models
 PREVIEW, FULL = 10.0, 100.0
 
 
+def test_confidence_by_definition():
+    logits = np.random.default_rng(0).normal(size=(50, 7)) * 4
+    logits[0] = 3.0  # all classes equal: no criterion is surer of one
+    logits[1, 2:4] = 60.0  # two classes equal, the others impossible
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    first, second = np.sort(probabilities)[:, :-3:-1].T
+    entropy = -(probabilities * np.log(probabilities)).sum(axis=-1) / np.log(7)
+    expected = {"max_softmax": first, "margin": first - second, "entropy": 1 - entropy}
+    assert set(expected) == set(early_exit.CRITERIA)
+    for criterion, values in expected.items():
+        np.testing.assert_allclose(early_exit.confidence(jnp.asarray(logits), criterion), values, atol=1e-5)
+    with pytest.raises(ValueError, match="criterion 'max'"):
+        early_exit.confidence(jnp.asarray(logits), "max")
+
+
 @pytest.fixture
 def examples():
     random = np.random.default_rng(0)
