@@ -4,8 +4,8 @@
 
 configs/imagenet_basisnet_mv3.py with 4, 8 and 16 bases, batches of 32 at 224 px, float32: the forward pass in
 evaluation and the step of a training run. The reference has the same preview and, in the specialist's place, the plain
-network. They take turns; medians. Memory is XLA's own account of the compiled program (`memory_analysis`): the peak is of
-arguments, results and temporaries, donated memory once; temporaries are what a call needs above what is there at rest.
+network. They take turns; medians. Memory is XLA's own account of the compiled program (`memory_analysis`): the peak is
+of arguments, results and temporaries, donated memory once; temporaries are what a call needs above what rests there.
 
 `--layers` times instead, with 16 bases, every different convolution that has bases, mixing and convolving with
 one kernel per example, against the same convolution with one kernel for all; forward, and with the gradient. MobileNet
@@ -70,7 +70,7 @@ def whole_networks(quick: bool) -> list[dict]:
         config.dtype, config.batch_size = "float32", 32
         if quick:
             config.batch_size, config.image_size, config.preview.image_size = 8, 96, 64
-            config.network.num_stages = config.preview.num_stages = 3
+            config.network.num_stages = config.preview.num_stages = 2
         ours, reference = compiled(config, models.create(config)), compiled(config, PreviewAndStatic(config))
         for kind, turns in (("forward", 7), ("step", 5)):
             (run, needs), (reference_run, reference_needs) = ours[kind], reference[kind]
