@@ -85,11 +85,14 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
         raise ValueError(
             f"path {path!r} needs {PATHS.get(path, f'to be one of {[*PATHS]}')}; got {given}, padding={pads}"
         )
-    x = _pad(x, pads)
-    if min(_output_shape(x, window, strides, dilation)) < 1:
-        raise ValueError(f"got {given}: with {dilation=} the window exceeds x, padded to {x.shape}")
-    run = dict(zip(PATHS, (_pointwise, _depthwise, _folded, _general, _loop), strict=True))[path]
-    return run(x, kernels.astype(x.dtype), strides, dilation, groups)
+    padded = jax.eval_shape(lambda x: _pad(x, pads), x)
+    if min(_output_shape(padded, window, strides, dilation)) < 1:
+        raise ValueError(f"got {given}: with {dilation=} the window exceeds x, padded to {padded.shape}")
+    kernels = kernels.astype(x.dtype)
+    if path == "depthwise":
+        return _depthwise(x, kernels, strides, pads, dilation)
+    run = {"pointwise": _pointwise, "folded": _folded, "general": _general, "loop": _loop}[path]
+    return run(_pad(x, pads), kernels, strides, dilation, groups)
 
 
 def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, groups=1) -> list[str]:
@@ -141,15 +144,16 @@ def conv_general_dilated(
             (x,) = _windows(lhs, window, strides, dilation)
             return jnp.matmul(x.reshape(-1, x.shape[-1]), rhs.reshape(rhs.shape[-2:])).reshape(*x.shape[:-1], -1)
         if rank == 2 and feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
-            x = _pad(lhs, pads)
-            if min(_output_shape(x, window, strides, dilation)) >= 1:
-                return _shifted_sum(x, rhs[None, :, :, 0], strides, dilation)
+            padded = jax.eval_shape(lambda x: _pad(x, pads), lhs)
+            if min(_output_shape(padded, window, strides, dilation)) >= 1:
+                return _shifted_sum(lhs, rhs[None, :, :, 0], strides, tuple(map(tuple, pads)), dilation)
     return lax.conv_general_dilated(
         lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, **kwargs
     )
 
 
-# The paths: x [B, *spatial, I] already padded, kernels [B, *window, I // groups, O] -> [B, *spatial_out, O].
+# The paths: x [B, *spatial, I] already padded (but for depthwise), kernels [B, *window, I // groups, O] to
+# [B, *spatial_out, O].
 
 
 def _pointwise(x, kernels, strides, dilation, groups):
@@ -159,10 +163,10 @@ def _pointwise(x, kernels, strides, dilation, groups):
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _depthwise(x, kernels, strides, dilation, groups):
+def _depthwise(x, kernels, strides, pads, dilation):
     if len(strides) == 1:  # an image of one row
-        return _depthwise(x[:, None], kernels[:, None], (1, *strides), (1, *dilation), groups)[:, 0]
-    return _shifted_sum(x, kernels[..., 0, :], strides, dilation)
+        return _depthwise(x[:, None], kernels[:, None], (1, *strides), ((0, 0), *pads), (1, *dilation))[:, 0]
+    return _shifted_sum(x, kernels[..., 0, :], strides, tuple(map(tuple, pads)), dilation)
 
 
 def _folded(x, kernels, strides, dilation, groups):
@@ -194,54 +198,59 @@ def _lax_conv(x, kernel, strides, dilation, groups):
     return lax.conv_general_dilated(x, kernel, strides, "VALID", None, dilation, _channels_last(len(strides)), groups)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _shifted_sum(x, kernels, strides, dilation):
-    """Depthwise: padded x [B, H, W, C], kernels [B, kh, kw, C], or [1, kh, kw, C] shared by all -> [B, H', W', C].
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _shifted_sum(x, kernels, strides, pads, dilation):
+    """Depthwise: x [B, H, W, C], kernels [B, kh, kw, C], or [1, kh, kw, C] shared by all -> [B, H', W', C].
 
     XLA fuses the taps into one pass over x. Without forward-mode and second derivatives.
     """
-    windows = _windows(_accumulable(x), kernels.shape[1:3], strides, dilation)
-    return sum(window * tap for window, tap in zip(windows, _taps(kernels), strict=True)).astype(x.dtype)
+    return _shifted_sum_fwd(x, kernels, strides, pads, dilation)[0]
 
 
-def _shifted_sum_fwd(x, kernels, strides, dilation):
-    return _shifted_sum(x, kernels, strides, dilation), (x, kernels)
+def _shifted_sum_fwd(x, kernels, strides, pads, dilation):
+    padded = _pad(x, pads)
+    windows = _windows(_accumulable(padded), kernels.shape[1:3], strides, dilation)
+    y = sum(window * tap for window, tap in zip(windows, _taps(kernels), strict=True)).astype(x.dtype)
+    return y, (padded, kernels)
 
 
-def _shifted_sum_bwd(strides, dilation, residuals, dy):
+def _shifted_sum_bwd(strides, pads, dilation, residuals, dy):
     # Autodiff would reduce over the whole image once per tap. Forward and backward, [32, 28, 28, 120] 5x5: 76 ms, by
     # autodiff 339, by XLA's depthwise convolution 1693; [32, 112, 112, 64] 3x3 stride 2: 151, 233, 2409.
-    x, kernels = residuals
-    dx = _input_gradient(dy, kernels, x.shape[1:3], strides, dilation)
+    padded, kernels = residuals
+    dx = _input_gradient(dy, kernels, padded.shape[1:3], strides, pads, dilation)
     kernel_gradient = _kernel_gradient_by_rows if platform() == "cpu" else _kernel_gradient_by_taps
-    dkernels = kernel_gradient(x, dy, kernels.shape, strides, dilation)
-    return dx.astype(x.dtype), dkernels.astype(kernels.dtype)
+    dkernels = kernel_gradient(padded, dy, kernels.shape, strides, dilation)
+    return dx.astype(padded.dtype), dkernels.astype(kernels.dtype)
 
 
 _shifted_sum.defvjp(_shifted_sum_fwd, _shifted_sum_bwd)
 
 
-def _input_gradient(dy, kernels, size, strides, dilation):
+def _input_gradient(dy, kernels, padded, strides, pads, dilation):
     """Again a shifted sum, of dy [B, H', W', C], once for each phase of the strides; interleaved to [B, H, W, C].
 
-    Convolving a dy diluted with zeros takes twice as long (121 against 55 ms, [32, 112, 112, 64] 3x3 stride 2).
+    Convolving a dy diluted with zeros takes twice as long (121 against 55 ms, [32, 112, 112, 64] 3x3 stride 2). The
+    gradient of the padding is never computed: to cut it off afterwards costs a TPU 925 MB more, of 72, in
+    [128, 14, 14, 672] 5x5.
     """
-    (kh, kw), (sh, sw), height, width = (
-        kernels.shape[1:3],
-        strides,
-        -(-size[0] // strides[0]),
-        -(-size[1] // strides[1]),
-    )
-    top, left = (kh - 1) * dilation[0] // sh, (kw - 1) * dilation[1] // sw
-    dy = _pad(dy, ((top, height - dy.shape[1]), (left, width - dy.shape[2])))
-    zero = jnp.zeros((dy.shape[0], height, width, dy.shape[3]), _accumulable(dy).dtype)
-    phases = [[zero] * sw for _ in range(sh)]
-    for (i, j), tap in zip(itertools.product(range(kh), range(kw)), _taps(kernels), strict=True):
-        (down, p), (right, q) = divmod(i * dilation[0], sh), divmod(j * dilation[1], sw)
-        seen = dy[:, top - down : top - down + height, left - right : left - right + width]
-        phases[p][q] += _accumulable(seen) * tap
+    axes = []  # of height and width: size, its share of a phase, for each tap (shift, phase), padding of dy
+    for axis, (low, high) in enumerate(pads):
+        size = padded[axis] - low - high
+        phase_size = -(-size // strides[axis])
+        taps = [divmod(i * dilation[axis] - low, strides[axis]) for i in range(kernels.shape[1 + axis])]
+        shifts = [shift for shift, _ in taps]
+        around = max(0, *shifts), max(0, phase_size - min(shifts) - dy.shape[1 + axis])
+        axes.append((size, phase_size, taps, around))
+    (height, rows, down, vertical), (width, columns, right, horizontal) = axes
+    dy = _pad(dy, (vertical, horizontal))
+    zero = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), _accumulable(dy).dtype)
+    phases = [[zero] * strides[1] for _ in range(strides[0])]
+    for ((i, p), (j, q)), tap in zip(itertools.product(down, right), _taps(kernels), strict=True):
+        top, left = vertical[0] - i, horizontal[0] - j
+        phases[p][q] += _accumulable(dy[:, top : top + rows, left : left + columns]) * tap
     dx = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    return dx.reshape(dy.shape[0], height * sh, width * sw, -1)[:, : size[0], : size[1]]
+    return dx.reshape(dy.shape[0], rows * strides[0], columns * strides[1], -1)[:, :height, :width]
 
 
 def _kernel_gradient_by_taps(x, dy, shape, strides, dilation):
