@@ -218,7 +218,7 @@ def _shifted_sum_bwd(strides, pads, dilation, residuals, dy):
     # Autodiff would reduce over the whole image once per tap. Forward and backward, [32, 28, 28, 120] 5x5: 76 ms, by
     # autodiff 339, by XLA's depthwise convolution 1693; [32, 112, 112, 64] 3x3 stride 2: 151, 233, 2409.
     padded, kernels = residuals
-    if platform() == "cpu":  # XLA would compute it again in every use, were it not cut: 13 % of MobileNetV3-Large's step
+    if platform() == "cpu":  # XLA would compute it again in every use, were it not cut: 13 % of MobileNetV3's step
         dx = _input_gradient(dy, kernels, padded.shape[1:3], strides, ((0, 0), (0, 0)), dilation)
         dx = _pad(dx, [(-low, -high) for low, high in pads])
     else:
