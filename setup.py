@@ -33,6 +33,7 @@ setup(
         "tensorflow>=2.21,<2.22; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "tensorboard>=2.20,<3",  # clu.metric_writers needs it and does not say so
         "scikit-learn>=1.9,<2",  # the digits
+        "scipy>=1.17,<2",
         "pillow>=11,<14",
         "matplotlib>=3.10,<4",
         "safetensors>=0.6,<1",

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 ACTIVATIONS = ("softmax", "sigmoid")
+DEAD = 0.01  # a basis whose usage is below this is dead
 
 
 def check(activation: str, dropout: float, dropout_per: str) -> None:
@@ -67,6 +68,6 @@ def usage(coefficients_BKN: jax.Array | np.ndarray):
     return totals / totals.mean(axis=-1, keepdims=True)
 
 
-def dead(usage_KN: np.ndarray, names: list[str], least: float = 0.01) -> list[str]:
-    """The bases whose usage is below `least`, such as "basis 3 of stages/0/0/project/conv"."""
-    return [f"basis {n} of {names[k]}" for k, n in np.argwhere(usage_KN < least)]
+def dead(usage_KN: np.ndarray, names: list[str]) -> list[str]:
+    """The bases whose usage is below `DEAD`, such as "basis 3 of stages/0/0/project/conv"."""
+    return [f"basis {n} of {names[k]}" for k, n in np.argwhere(usage_KN < DEAD)]

@@ -85,9 +85,9 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
         raise ValueError(
             f"path {path!r} needs {PATHS.get(path, f'to be one of {[*PATHS]}')}; got {given}, padding={pads}"
         )
-    padded = jax.eval_shape(lambda x: _pad(x, pads), x)
-    if min(_output_shape(padded, window, strides, dilation)) < 1:
-        raise ValueError(f"got {given}: with {dilation=} the window exceeds x, padded to {padded.shape}")
+    padded = _padded(x.shape, pads)
+    if min(_output_size(padded, window, strides, dilation)) < 1:
+        raise ValueError(f"got {given}: with {dilation=} the window exceeds x, padded to {padded}")
     kernels = kernels.astype(x.dtype)
     if path == "depthwise":
         return _depthwise(x, kernels, strides, pads, dilation)
@@ -143,10 +143,9 @@ def conv_general_dilated(
         if feature_group_count == 1 and set(window) == {1} and not any(map(any, pads)):
             (x,) = _windows(lhs, window, strides, dilation)
             return jnp.matmul(x.reshape(-1, x.shape[-1]), rhs.reshape(rhs.shape[-2:])).reshape(*x.shape[:-1], -1)
-        if rank == 2 and feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
-            padded = jax.eval_shape(lambda x: _pad(x, pads), lhs)
-            if min(_output_shape(padded, window, strides, dilation)) >= 1:
-                return _shifted_sum(lhs, rhs[None, :, :, 0], strides, tuple(map(tuple, pads)), dilation)
+        fits = min(_output_size(_padded(lhs.shape, pads), window, strides, dilation)) >= 1
+        if rank == 2 and feature_group_count == lhs.shape[-1] == rhs.shape[-1] and fits:
+            return _shifted_sum(lhs, rhs[None, :, :, 0], strides, tuple(map(tuple, pads)), dilation)
     return lax.conv_general_dilated(
         lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, **kwargs
     )
@@ -209,7 +208,7 @@ def _shifted_sum(x, kernels, strides, pads, dilation):
 
 def _shifted_sum_fwd(x, kernels, strides, pads, dilation):
     padded = _pad(x, pads)
-    windows = _windows(_accumulable(padded), kernels.shape[1:3], strides, dilation)
+    windows = _windows(accumulable(padded), kernels.shape[1:3], strides, dilation)
     y = sum(window * tap for window, tap in zip(windows, _taps(kernels), strict=True)).astype(x.dtype)
     return y, (padded, kernels)
 
@@ -248,11 +247,11 @@ def _input_gradient(dy, kernels, padded, strides, pads, dilation):
         axes.append((size, phase_size, taps, around))
     (height, rows, down, vertical), (width, columns, right, horizontal) = axes
     dy = _pad(dy, (vertical, horizontal))
-    zero = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), _accumulable(dy).dtype)
+    zero = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), accumulable(dy).dtype)
     phases = [[zero] * strides[1] for _ in range(strides[0])]
     for ((i, p), (j, q)), tap in zip(itertools.product(down, right), _taps(kernels), strict=True):
         top, left = vertical[0] - i, horizontal[0] - j
-        phases[p][q] += _accumulable(dy[:, top : top + rows, left : left + columns]) * tap
+        phases[p][q] += accumulable(dy[:, top : top + rows, left : left + columns]) * tap
     dx = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
     return dx.reshape(dy.shape[0], rows * strides[0], columns * strides[1], -1)[:, :height, :width]
 
@@ -263,7 +262,7 @@ def _kernel_gradient_by_taps(x, dy, shape, strides, dilation):
     XLA for TPU fuses them into one pass over x and dy.
     """
     taps = [
-        (_accumulable(seen) * _accumulable(dy)).sum(axis=(1, 2)) for seen in _windows(x, shape[1:3], strides, dilation)
+        (accumulable(seen) * accumulable(dy)).sum(axis=(1, 2)) for seen in _windows(x, shape[1:3], strides, dilation)
     ]
     return _summed(jnp.stack(taps, axis=1).reshape(-1, *shape[1:]), shape)
 
@@ -273,7 +272,7 @@ def _kernel_gradient_by_rows(x, dy, shape, strides, dilation):
 
     On CPU one reduction per tap takes 3-13 times as long; reducing each row over the width, 1.4-2.5 times.
     """
-    x, dy = _accumulable(x), _accumulable(dy)
+    x, dy = accumulable(x), accumulable(dy)
     kh, kw = shape[1:3]
 
     def add_row(h, sums):  # kw times [B, kh, W', C]
@@ -294,7 +293,7 @@ def _summed(gradient, shape):
 
 def _windows(x, window, strides, dilation):
     """For each position in the window, what it sees of x: strided slices [B, *spatial_out, I], in row-major order."""
-    shape = _output_shape(x, window, strides, dilation)
+    shape = _output_size(x.shape, window, strides, dilation)
     for index in itertools.product(*map(range, window)):
         start = [i * d for i, d in zip(index, dilation, strict=True)]
         limit = [i + (n - 1) * s + 1 for i, n, s in zip(start, shape, strides, strict=True)]
@@ -303,10 +302,10 @@ def _windows(x, window, strides, dilation):
 
 def _taps(kernels):
     """[B, kh, kw, C] -> kh * kw times [B, 1, 1, C]: what each position of an equal window sees."""
-    return _windows(_accumulable(kernels), kernels.shape[1:3], (1, 1), (1, 1))
+    return _windows(accumulable(kernels), kernels.shape[1:3], (1, 1), (1, 1))
 
 
-def _accumulable(x):
+def accumulable(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 is summed in float32
 
 
@@ -337,6 +336,10 @@ def _explicit_padding(size, window, strides, padding, dilation):
     return padding
 
 
-def _output_shape(x, window, strides, dilation):
-    axes = zip(x.shape[1:-1], window, strides, dilation, strict=True)
+def _padded(shape, pads):
+    return (shape[0], *(n + low + high for n, (low, high) in zip(shape[1:-1], pads, strict=True)), shape[-1])
+
+
+def _output_size(shape, window, strides, dilation):
+    axes = zip(shape[1:-1], window, strides, dilation, strict=True)
     return tuple((n - (k - 1) * d - 1) // s + 1 for n, k, s, d in axes)

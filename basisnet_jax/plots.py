@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
+LEVEL = 0.95  # of intervals
 FINAL, PREVIEW, CHOSEN = "#1f4e79", "#b8860b", "#c0392b"
 COLORS, MARKERS = (FINAL, CHOSEN, PREVIEW, "#2e7d5b", "#6a4c93", "#444444"), "so^D"
 
@@ -119,11 +120,15 @@ def averaged(rows: list[dict]) -> list[dict]:
         groups[key].append(100 * float(row["top1"]))
     points = []
     for key, top1 in groups.items():
-        n = len(top1)
-        error = stats.t.ppf(0.975, n - 1) * statistics.stdev(top1) / n**0.5 if n > 1 else 0.0
         point = dict(zip(("model", "width", "num_bases", "madds", "others"), key, strict=True))
-        points.append({**point, "mean": statistics.mean(top1), "error": error, "n": n})
+        points.append({**point, "mean": statistics.mean(top1), "error": half_interval(top1), "n": len(top1)})
     return points
+
+
+def half_interval(values: list[float]) -> float:
+    """Half of the 95 % interval of their mean, by Student's t; 0 for one value."""
+    n = len(values)
+    return stats.t.ppf((1 + LEVEL) / 2, n - 1) * statistics.stdev(values) / n**0.5 if n > 1 else 0.0
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import jax
 import ml_collections
@@ -207,9 +207,15 @@ def _write_once(workdir: str, name: str, value: dict | list) -> None:
 
 
 def write_json(path: str, value: dict | list) -> None:
-    """Writes all of a file or nothing."""
-    with open(path + ".tmp", "w") as file:
+    with replacing(path) as file:
         json.dump(value, file, indent=1)
+
+
+@contextlib.contextmanager
+def replacing(path: str, **options) -> Iterator[IO[str]]:
+    """A file to write, which becomes the one at `path` whole or not at all; `options` are those of `open`."""
+    with open(path + ".tmp", "w", **options) as file:
+        yield file
     os.replace(path + ".tmp", path)
 
 

@@ -250,12 +250,10 @@ def write_csv(all_runs: list[Run], path: pathlib.Path) -> None:
     if not rows:
         return
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_suffix(".csv.tmp")
-    with open(temporary, "w", newline="") as file:
+    with runs.replacing(str(path), newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def row(run: Run, found: dict, keys: list[str]) -> dict:

@@ -1,11 +1,12 @@
 """What per-example kernels cost: BasisNet against its preview and a static specialist; and layer by layer.
 
-    python benchmarks/synthesis.py [--quick] [--layers] [--json FILE]
+    python benchmarks/synthesis.py [--quick] [--layers] [--json FILE] [BASES ...]
 
-configs/imagenet_basisnet_mv3.py with 4, 8 and 16 bases, batches of 32 at 224 px, float32: the forward pass in
-evaluation and the step of a training run. The reference has the same preview and, in the specialist's place, the plain
-network. They take turns; medians. Memory is XLA's own account of the compiled program (`memory_analysis`): the peak is
-of arguments, results and temporaries, donated memory once; temporaries are what a call needs above what rests there.
+configs/imagenet_basisnet_mv3.py with 4, 8 and 16 bases, or those given, batches of 32 at 224 px, float32: the forward
+pass in evaluation and the step of a training run. The reference has the same preview and, in the specialist's place,
+the plain network. They take turns; medians. Memory is XLA's own account of the compiled program (`memory_analysis`):
+the peak is of arguments, results and temporaries, donated memory once; temporaries are what a call needs above what
+rests there.
 
 `--layers` times instead, with 16 bases, every different convolution that has bases, mixing and convolving with
 one kernel per example, against the same convolution with one kernel for all; forward, and with the gradient. MobileNet
@@ -63,9 +64,9 @@ def memory(program) -> dict[str, float]:
     return {"peak": peak / 1e6, "temporaries": sizes.temp_size_in_bytes / 1e6}
 
 
-def whole_networks(quick: bool) -> list[dict]:
+def whole_networks(counts: list[int], quick: bool) -> list[dict]:
     rows = []
-    for bases in (4,) if quick else (4, 8, 16):
+    for bases in counts or ((4,) if quick else (4, 8, 16)):
         config = imagenet_basisnet_mv3.get_config(f"bases={bases}" + (",width=0.35" if quick else ""))
         config.dtype, config.batch_size = "float32", 32
         if quick:
@@ -204,13 +205,14 @@ def by_layer(quick: bool) -> list[dict]:
 
 def main() -> None:
     parser = measure.flags(__doc__)
+    parser.add_argument("bases", nargs="*", type=int, metavar="BASES", help="numbers of bases; 4, 8 and 16")
     parser.add_argument("--layers", action="store_true", help="time single layers instead of networks")
     flags = parser.parse_args()
     columns = {"ours_ms": ".2f", "reference_ms": ".2f", "ratio": ".2f", "cpu_ratio": ".2f"}
     if flags.layers:
         rows, columns = by_layer(flags.quick), columns | {"roofline_ms": ".2f", "of_roofline": ".0%"}
     else:
-        rows = whole_networks(flags.quick)
+        rows = whole_networks(flags.bases, flags.quick)
         columns |= {f"{who}_{name}_mb": ".0f" for name in ("peak", "temporaries") for who in ("ours", "reference")}
         columns |= {"peak_ratio": ".2f", "temporaries_ratio": ".2f"}
     print(measure.table(rows, columns))

@@ -4,9 +4,10 @@ import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from basisnet_jax import cli, plan
+from basisnet_jax import cli, conv, hlo, plan
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 
@@ -73,6 +74,27 @@ def test_numbers_agree_with_each_other(planned, tiny):
 
 def params(config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(plan.abstract(config).params))
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(128, 14, 14, 672, 5), (128, 56, 56, 72, 3)])
+def test_the_depthwise_gradient_moves_little_more_than_it_must(shape):
+    """Inputs and results once, and dy for each gradient: anything that is written down on the way adds a multiple."""
+    batch, height, width, channels, window = shape
+    x = jax.ShapeDtypeStruct((batch, height, width, channels), jnp.bfloat16)
+    kernels = jax.ShapeDtypeStruct((batch, window, window, 1, channels), jnp.bfloat16)
+
+    def backward(x, kernels, dy):
+        return jax.vjp(lambda x, kernels: conv.conv_per_example(x, kernels, groups=channels), x, kernels)[1](dy)
+
+    device = jax.sharding.SingleDeviceSharding(plan.find_devices("v5e:1x1")[0][0])
+    with conv.paths_for("tpu"):
+        program = jax.jit(backward, in_shardings=device, out_shardings=device).lower(x, kernels, x)
+    traffic = hlo.traffic(program.compile(plan.COMPILER_OPTIONS).as_text())
+    needed = 2 * (4 * x.size + 2 * kernels.size)
+    print(f"\n{shape}: backward {traffic / 1e6:.0f} MB, needed {needed / 1e6:.0f} MB")
+    assert traffic < 1.5 * needed
 
 
 @compiled

@@ -10,7 +10,6 @@ from basisnet_jax.report.page import Html, element, percent
 HEAT_MAPS = 3  # layers: the first, the one in the middle and the last
 HEAT_MAP_CLASSES = 30  # at most; of more, those that differ most from the average
 COLOURED_CLASSES = 10  # in the projection, by the same rule
-DEAD = 0.01  # usage below which a basis is dead, as training warns of it
 
 
 def section(measured: Measured, most: int) -> Html | None:
@@ -49,9 +48,9 @@ def by_class(measured: Measured, means: dict[int, np.ndarray]) -> Html:
 
 def by_layer(values: np.ndarray, layers: list[str]) -> Html:
     usage, entropy = coefficients.usage(values), measure.entropy_by_layer(values)
-    dead = coefficients.dead(usage, layers, DEAD)
+    dead = coefficients.dead(usage, layers)
     return page.picture(
-        figures.by_layer(usage, entropy, layers, DEAD),
+        figures.by_layer(usage, entropy, layers, coefficients.DEAD),
         "Usage and entropy by layer",
         "Red bases are used more than an even share, blue ones less, a cross marks a dead one "
         f"({len(dead)} of {usage.size}). At an entropy of 1 mixtures are even, at 0 one basis stands alone.",

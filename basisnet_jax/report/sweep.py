@@ -7,13 +7,11 @@ import re
 import statistics
 import urllib.parse
 
-from scipy import stats
-
+from basisnet_jax import plots
 from basisnet_jax.errors import UserError
 from basisnet_jax.report import page
 from basisnet_jax.report.page import Html, element, millions, percent
 
-LEVEL = 0.95
 # All other columns are settings: runs that agree in all of these differ in their seed alone.
 NO_SETTING = re.compile(
     r"((raw|train|preview|early_termination)_)*"
@@ -40,20 +38,20 @@ def render(workdir: str, links_from: str) -> Html:
     by_run = [
         [linked(workdir, row, columns, links_from), *(formatted(name, row[name]) for name in shown)] for row in rows
     ]
-    plots = sorted(pathlib.Path(workdir).glob("*.png"))
+    pictures = sorted(pathlib.Path(workdir).glob("*.png"))
     lead = f"{len(rows)} finished runs of {len(groups)} settings."
     every_column = page.table(columns, [[row[name] for name in columns] for row in rows], texts=len(columns))
     return page.document(
         f"Sweep {os.path.basename(os.path.abspath(workdir))}",
         element("p", lead),
         {
-            "Plots": page.figures(*map(plot, plots)) if plots else None,
+            "Plots": page.figures(*map(plot, pictures)) if pictures else None,
             "Mean over seeds": page.table(
                 [*map(spelled, settings), "runs", *map(spelled, averaged)],
                 by_setting,
                 texts=len(settings),
-                caption=f"Mean ± half of the {LEVEL:.0%} interval (Student's t) over the runs of a setting; of one "
-                "run, its number.",
+                caption=f"Mean ± half of the {plots.LEVEL:.0%} interval (Student's t) over the runs of a setting; of "
+                "one run, its number.",
             ),
             "Runs": page.joined(
                 page.table(["", *map(spelled, shown)], by_run, texts=1 + len(settings)),
@@ -98,7 +96,7 @@ def mean_and_interval(name: str, texts: list[str]) -> str:
     mean = formatted(name, statistics.mean(values))
     if len(values) == 1:
         return mean
-    error = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    error = plots.half_interval(values)
     return mean if error == 0 else f"{mean} ± {formatted(name, error)}"
 
 
