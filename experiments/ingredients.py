@@ -1,6 +1,6 @@
 """Each ingredient of the recipe switched on alone, over several seeds: what it does to a small BasisNet.
 
-    python experiments/fashion_mnist.py                 (once: prepares the data without the internet)
+    python experiments/fashion_mnist/prepare.py                 (once: prepares the data without the internet)
     python experiments/ingredients.py --workdir=runs/ingredients --output=experiments/ingredients.csv
 
 The plain recipe has none of the ingredients. Each row of the table adds one of them, the last but one adds them all;

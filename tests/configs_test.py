@@ -38,11 +38,11 @@ PINNED = {
     ("cifar", "model=static,classes=100"): (2_351_972, 88_091_648),
     ("cifar", "model=condconv"): (14_701_618, 102_220_544),
     ("cifar", "model=dy"): (9_881_546, 97_396_544),
-    ("fashion_mnist", ""): (122_788, 1_297_784),
-    ("fashion_mnist", "model=static"): (18_778, 1_118_608),
-    ("fashion_mnist", "model=static,width=0.25"): (41_770, 1_697_504),
-    ("fashion_mnist", "model=condconv"): (83_418, 1_192_336),
-    ("fashion_mnist", "model=dy"): (51_884, 1_160_632),
+    ("fashion_mnist", ""): (56_876, 392_776),
+    ("fashion_mnist", "model=static"): (11_082, 326_816),
+    ("fashion_mnist", "model=static,width=0.25"): (6_194, 195_016),
+    ("fashion_mnist", "model=condconv"): (37_626, 357_088),
+    ("fashion_mnist", "model=dy"): (25_140, 344_536),
     ("folder", ""): (24_765_628, 265_841_728),
 }
 

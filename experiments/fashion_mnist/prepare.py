@@ -1,6 +1,6 @@
 """Prepares TFDS's `fashion_mnist` from the four IDX files on this machine, without the internet.
 
-    python experiments/fashion_mnist.py [--source=FOLDER] [--data_dir=FOLDER]
+    python experiments/fashion_mnist/prepare.py [--source=FOLDER] [--data_dir=FOLDER]
 
 Debian's package `dataset-fashion-mnist` brings the files; they unpack to the very bytes that TFDS downloads. TFDS's own
 builder reads them, so the data set is the one it would make itself. Takes half a minute and leaves 38 MB.

@@ -1,0 +1,15 @@
+"""Number of bases by width, against the static network at equal width and at equal multiply-adds.
+
+basisnet sweep --sweep=experiments/fashion_mnist/bases_width.py --workdir=runs/fashion_mnist/bases_width
+"""
+
+CONFIG = "configs/fashion_mnist.py"
+
+
+def sweep():
+    for seed in range(3):
+        for width in (0.25, 0.5, 0.625, 1.0):
+            yield {"model": "static", "width": width, "seed": seed}
+        for width in (0.25, 0.5, 0.625):
+            for bases in (1, 2, 4, 8, 16):
+                yield {"model": "basisnet", "width": width, "bases": bases, "seed": seed}

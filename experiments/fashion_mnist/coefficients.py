@@ -1,0 +1,23 @@
+"""What makes the coefficients: BasisNet of width 0.5 with 8 bases, one thing changed at a time.
+
+    basisnet sweep --sweep=experiments/fashion_mnist/coefficients.py --workdir=runs/fashion_mnist/coefficients
+
+Constant ones are the control that must lose: at a temperature of a million every image has the same even mixture.
+"""
+
+CONFIG = "configs/fashion_mnist.py:model=basisnet,width=0.5,bases=8"
+CHANGES = {
+    "constant": {"config.coefficients.temperature": 1e6},
+    "temperature 1": {"config.coefficients.temperature": 1.0},
+    "shared by all layers": {"config.coefficients.shared": True},
+    "sigmoid": {"config.coefficients.activation": "sigmoid"},
+    "preview of one stage": {"config.preview.num_stages": 1},
+    "preview twice as wide": {"config.preview.width": 0.7},
+    "preview at 28 pixels": {"config.preview.image_size": 28},
+}
+
+
+def sweep():
+    for seed in range(3):
+        for change in CHANGES.values():
+            yield {**change, "seed": seed}

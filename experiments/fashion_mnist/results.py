@@ -1,0 +1,278 @@
+"""Every table and picture of the experiments on Fashion-MNIST, from the CSV files beside this script.
+
+    python experiments/fashion_mnist/results.py [--runs=runs/fashion_mnist]
+
+prints the tables as they stand in experiments/README.md and draws the pictures. With --runs it first writes the CSV
+files anew from the sweeps in that folder, as this makes them (`experiments/README.md` has all the commands):
+
+    basisnet sweep --sweep=experiments/fashion_mnist/bases_width.py --workdir=runs/fashion_mnist/bases_width
+
+Means are over seeds, with 95 % intervals by Student's t. A difference is taken seed by seed, then averaged.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import runpy
+import statistics
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from basisnet_jax import plots, sweep
+from basisnet_jax.errors import UserError
+
+HERE = pathlib.Path(__file__).parent
+COLUMNS = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
+LAST = ("loss", "preview_loss", "early_termination_threshold", "early_termination_share", "early_termination_top1")
+LAST += ("early_termination_mean_madds", "raw_top1", "step", "commit", "device", "time", "wall_s")
+BASES = "8"  # of the BasisNet that the other experiments change, and whose early termination is drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=pathlib.Path, help="the folder with the sweeps' workdirs")
+    flags = parser.parse_args()
+    if flags.runs:
+        collect(flags.runs)
+    for name, table in tables().items():
+        print(f"{name}\n\n{table}\n")
+    draw()
+
+
+def tables() -> dict[str, str]:
+    """Markdown by the name of the experiment."""
+    return {
+        "bases_width": bases_width(),
+        "early_termination": early_termination(),
+        **{name: settings(name) for name in ("recipe", "baselines", "coefficients")},
+    }
+
+
+def draw() -> None:
+    """The pictures, beside the CSV files."""
+    rows = read("bases_width")
+    plots.accuracy_against_madds(rows, str(HERE / "bases_width_madds.png"))
+    plots.accuracy_against_bases(rows, str(HERE / "bases_width_bases.png"))
+    draw_early_termination(HERE / "early_termination.png")
+    for name in ("recipe", "baselines", "coefficients"):
+        draw_settings(name, HERE / f"{name}.png")
+
+
+# The CSV files, from the sweeps.
+
+
+def collect(folder: pathlib.Path) -> None:
+    """Writes the CSV files from `folder`/EXPERIMENT/sweep.csv and, of the curves, the runs' evaluations."""
+    main_runs = read_csv(folder / "bases_width" / "sweep.csv")
+    write("bases_width", main_runs)
+    for name in ("recipe", "baselines", "coefficients"):
+        # The runs with nothing changed are those of the first experiment.
+        changed = read_csv(folder / name / "sweep.csv")
+        widths = {row["width"] for row in changed}
+        references = [row for row in main_runs if row["num_bases"] == BASES and row["width"] in widths]
+        write(name, [*(row | {"run": f"reference,{row['run']}"} for row in references), *changed])
+    curves = []
+    for row in main_runs:
+        if row["num_bases"] == BASES:
+            found = json.loads((folder / "bases_width" / "runs" / row["run"] / "evaluation.json").read_text())
+            for point in found["early_termination"]["curve"]:
+                curves.append({"width": row["width"], "seed": row["seed"], **point, "madds": row["madds"]})
+    write_csv(HERE / "early_termination_curves.csv", curves)
+    write("early_termination", [row for row in main_runs if row["model"] == "basisnet"])
+
+
+def write(name: str, rows: list[dict]) -> None:
+    varied = [column for row in rows for column in row if "." in column]  # fields of the config
+    columns = list(dict.fromkeys([*COLUMNS, *varied, *LAST]))
+    write_csv(HERE / f"{name}.csv", [{column: row.get(column, "") for column in columns} for row in rows])
+
+
+def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: pathlib.Path) -> list[dict]:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the sweep first")
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read(name: str) -> list[dict]:
+    return read_csv(HERE / f"{name}.csv")
+
+
+# Tables.
+
+
+def bases_width() -> str:
+    rows = read("bases_width")
+    lines = [
+        "| model | width | bases | MAdds | training top-1 | top-1 | to static, equal width | to static, equal MAdds |"
+    ]
+    lines.append("|---" * 8 + "|")
+    for group in groups(rows, "model", "width", "num_bases"):
+        first, differences = group[0], ["", ""]
+        if first["model"] != "static":
+            same = {row["seed"]: row for row in rows if row["model"] == "static" and row["width"] == first["width"]}
+            differences = [
+                spread([number(row, "top1") - number(same[row["seed"]], "top1") for row in group], "+"),
+                spread([number(row, "top1") - static_at(rows, row) for row in group], "+"),
+            ]
+        cells = [first["model"], first["width"], first["num_bases"], millions(first["madds"])]
+        lines.append(row_of(*cells, spread(column(group, "train_top1")), spread(column(group, "top1")), *differences))
+    return "\n".join(lines)
+
+
+def static_at(rows: list[dict], row: dict) -> float:
+    """Top-1 that the static network of the row's seed has at its multiply-adds, between the two nearest widths."""
+    points = sorted(
+        (number(other, "madds"), number(other, "top1"))
+        for other in rows
+        if other["model"] == "static" and other["seed"] == row["seed"]
+    )
+    return float(np.interp(number(row, "madds"), *zip(*points, strict=True)))
+
+
+def early_termination() -> str:
+    lines = ["| width | bases | MAdds | preview | top-1 | stop | mean MAdds | saved | change of top-1 |"]
+    lines.append("|---" * 9 + "|")
+    for group in groups(read("early_termination"), "width", "num_bases"):
+        first = group[0]
+        share, mean_madds, top1 = (
+            column(group, f"early_termination_{name}") for name in ("share", "mean_madds", "top1")
+        )
+        saved = [1 - mean / number(first, "madds") for mean in mean_madds]
+        change = [early - number(row, "top1") for early, row in zip(top1, group, strict=True)]
+        cells = [first["width"], first["num_bases"], millions(first["madds"]), spread(column(group, "preview_top1"))]
+        cells += [spread(column(group, "top1")), spread(share, digits=1), millions(statistics.mean(mean_madds))]
+        lines.append(row_of(*cells, spread(saved, digits=1), spread(change, "+")))
+    return "\n".join(lines)
+
+
+def settings(name: str) -> str:
+    lines = ["| | width | MAdds | training top-1 | top-1 | preview | to BasisNet |", "|---" * 7 + "|"]
+    for label, group in [(label, group) for label, rows in labelled(name).items() for group in groups(rows, "width")]:
+        first, preview = group[0], ""
+        if first["preview_top1"]:
+            preview = spread(column(group, "preview_top1"))
+        change = spread([row["difference"] for row in group], "+")
+        cells = [label, first["width"], millions(first["madds"]), spread(column(group, "train_top1"))]
+        lines.append(row_of(*cells, spread(column(group, "top1")), preview, change))
+    return "\n".join(lines)
+
+
+def labelled(name: str) -> dict[str, list[dict]]:
+    """The rows of an experiment by what was changed, each with its `difference` to the unchanged run of its seed."""
+    rows, script = read(name), runpy.run_path(str(HERE / f"{name}.py"))
+    reference = {(row["width"], row["seed"]): row for row in rows if row["run"].startswith("reference")}
+    found = {}
+    for row in rows:
+        row["difference"] = number(row, "top1") - number(reference[row["width"], row["seed"]], "top1")
+        found.setdefault(label_of(row, script["CHANGES"]), []).append(row)
+    if name == "recipe":  # without the average, the same runs are evaluated by their last weights
+        bare = [row | {"top1": row["raw_top1"], "train_top1": "", "preview_top1": ""} for row in reference.values()]
+        found["no EMA"] = [row | {"difference": number(row, "raw_top1") - number(row, "top1")} for row in bare]
+    return found
+
+
+def label_of(row: dict, changes: dict[str, dict]) -> str:
+    names = {sweep.name_of({**change, "seed": int(row["seed"])}): label for label, change in changes.items()}
+    return names.get(row["run"], "BasisNet")
+
+
+def groups(rows: list[dict], *keys: str) -> list[list[dict]]:
+    """The rows that differ in their seed alone, as lists, in the order of the file."""
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(found.values())
+
+
+def number(row: dict, name: str) -> float:
+    return float(row[name])
+
+
+def column(rows: list[dict], name: str) -> list[float]:
+    """The numbers of a column; none where the cells are empty."""
+    return [float(row[name]) for row in rows if row[name] != ""]
+
+
+def spread(values: list[float], sign: str = "", digits: int = 2) -> str:
+    """Fractions as a percentage, "86.44 ± 0.31": the mean, and half of its 95 % interval."""
+    if not values:
+        return ""
+    percent = [100 * value for value in values]
+    return f"{statistics.mean(percent):{sign}.{digits}f} ± {plots.half_interval(percent):.{digits}f}"
+
+
+def millions(madds: str | float) -> str:
+    return f"{float(madds) / 1e6:.3f}M"
+
+
+def row_of(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+# Pictures.
+
+
+def draw_early_termination(path: pathlib.Path) -> None:
+    """Each width's curves, one a seed, of accuracy given up against multiply-adds saved, and the chosen points."""
+    figure, axes = new_figure("What early termination saves, and what it costs")
+    chosen, curves = read("early_termination"), read_csv(HERE / "early_termination_curves.csv")
+    for color, points in zip(plots.COLORS, groups(curves, "width"), strict=False):
+        for i, curve in enumerate(groups(points, "seed")):
+            whole, top1 = number(curve[0], "madds"), number(curve[0], "top1")  # it begins where none stops
+            saved = [100 * (1 - number(point, "mean_madds") / whole) for point in curve]
+            change = [100 * (number(point, "top1") - top1) for point in curve]
+            axes.plot(saved, change, color=color, linewidth=1, label=None if i else f"width {curve[0]['width']}")
+        for row in chosen:
+            if row["width"] == points[0]["width"] and row["num_bases"] == BASES:
+                x = 100 * (1 - number(row, "early_termination_mean_madds") / number(row, "madds"))
+                y = 100 * (number(row, "early_termination_top1") - number(row, "top1"))
+                axes.plot(x, y, "*", color=color, markersize=11)
+    axes.axhline(-0.3, color="#888888", linewidth=1, linestyle=":")
+    axes.set_xlabel("multiply-adds saved (%); stars: thresholds chosen on the validation split")
+    axes.set_ylabel("change of test top-1 (points)")
+    axes.set_ylim(-2, 0.5)
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def draw_settings(name: str, path: pathlib.Path) -> None:
+    """Each setting's difference to the unchanged BasisNet, in points of top-1."""
+    figure, axes = new_figure(f"{name.capitalize()}: difference to BasisNet (mean and 95 % interval)")
+    found = [(label, rows) for label, rows in reversed(labelled(name).items()) if label != "BasisNet"]
+    for i, (_, rows) in enumerate(found):
+        for k, (group, color) in enumerate(zip(groups(rows, "width"), plots.COLORS, strict=False)):
+            points = [100 * row["difference"] for row in group]
+            y, mean, bar = i - 0.2 * k, statistics.mean(points), plots.half_interval(points)
+            axes.errorbar(mean, y, xerr=bar, fmt="s", color=color, capsize=3, label=f"width {group[0]['width']}")
+            axes.plot(points, [y] * len(points), ".", color=color, alpha=0.5)
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(found)), [label for label, _ in found])
+    axes.set_xlabel("test top-1 (points), seed by seed")
+    handles, labels = axes.get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    axes.legend(shown.values(), shown.keys(), loc="best")
+    figure.savefig(path, dpi=120)
+
+
+def new_figure(title: str):
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+if __name__ == "__main__":
+    main()
