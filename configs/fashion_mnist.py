@@ -53,21 +53,23 @@ def get_config(arg=""):
     config.coefficients.dropout = 0.0
     models.choose(config, args["model"], args["bases"])
     if args["model"] == "basisnet":
-        config.coefficients.temperature = 10.0  # at 1 the bases part before they have learnt: experiments/README.md
+        config.coefficients.temperature = 30.0  # at 1 the bases part before they have learnt: experiments/README.md
     elif args["model"] == "dy":
         config.coefficients.annealing_epochs = 0.5
 
-    config.num_epochs = 3.0
+    config.num_epochs = 2.0
     config.batch_size = 64
     config.eval_batch_size = 500
     config.label_smoothing = 0.0
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 0.016  # the best of 0.002, 0.004, 0.008, 0.016 and 0.032 for the static network
+    config.optimizer.learning_rate = (
+        0.032  # the static network's best of 0.002, 0.004, ... 0.064 on the validation split
+    )
     config.optimizer.warmup_epochs = 0.5
     config.optimizer.weight_decay = 0.01
     config.optimizer.second_moment_decay = 0.999
     config.optimizer.epsilon = 1e-8
     config.optimizer.clip_norm = 1.0
     config.ema_decay = 0.995
-    config.eval_every_epochs = 3.0
+    config.eval_every_epochs = 2.0
     return config

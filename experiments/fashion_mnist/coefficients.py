@@ -12,7 +12,6 @@ CHANGES = {
     "shared by all layers": {"config.coefficients.shared": True},
     "sigmoid": {"config.coefficients.activation": "sigmoid"},
     "preview of one stage": {"config.preview.num_stages": 1},
-    "preview twice as wide": {"config.preview.width": 0.7},
     "preview at 28 pixels": {"config.preview.image_size": 28},
 }
 

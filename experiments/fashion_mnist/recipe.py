@@ -9,7 +9,6 @@ The unchanged runs are those of bases_width.py, and without EMA the same runs by
 CONFIG = "configs/fashion_mnist.py:model=basisnet,width=0.5,bases=8"
 CHANGES = {
     "no augmentation": {"config.augment.shift": 0.0, "config.augment.flip": False},
-    "random erasing": {"config.augment.erasing": 0.25},
     "basis model dropout": {"config.coefficients.dropout": 0.0625},
     "no preview loss": {"config.preview_loss_weight": 0.0},
     "distillation": {
