@@ -1,9 +1,15 @@
-"""The tables of experiments/README.md are what the CSV files beside the experiments say."""
+"""The tables of experiments/README.md say what the CSV files of the experiments do."""
 
+import csv
 import importlib.util
+import json
 import pathlib
+import runpy
+import shutil
 
 import pytest
+
+from basisnet_jax import sweep
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
@@ -16,9 +22,10 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("name", ["bases_width", "early_termination", "recipe", "baselines", "coefficients"])
-def test_the_readme_has_the_table_of_the_csv(script, name):
-    assert script.tables()[name] in (EXPERIMENTS / "README.md").read_text()
+def test_the_readme_has_the_tables_of_the_csv_files(script):
+    text = script.README.read_text()
+    assert script.with_tables(text) == text
+    assert all(table in text for table in script.tables().values())
 
 
 def test_the_static_network_at_equal_multiply_adds_lies_between_the_two_nearest_of_its_seed(script):
@@ -34,3 +41,46 @@ def test_spread_is_the_mean_and_half_of_its_interval(script):
     # Student's t of two degrees of freedom at 0.975 is 4.303; the standard deviation is 1, of 3 values.
     assert script.spread([0.86, 0.87, 0.88], "+") == "+87.00 ± 2.48"
     assert script.spread([]) == ""
+
+
+def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, monkeypatch):
+    """Of sweeps in which every BasisNet has 0.9 and every other network 0.8, and stops half of the images for 0.01."""
+    for path in (EXPERIMENTS / "fashion_mnist").glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    for name in ("bases_width", "coefficients", "baselines", "recipe"):
+        rows = []
+        for yielded in runpy.run_path(str(tmp_path / f"{name}.py"))["sweep"]():
+            run, model = sweep.name_of(yielded), {"dy": "dynamic"}.get(yielded.get("model"), yielded.get("model"))
+            row = {
+                "run": run,
+                "model": model or "basisnet",
+                "width": yielded.get("width", 0.5),
+                "seed": yielded["seed"],
+            }
+            row |= {"num_bases": yielded.get("bases", 1 if model == "static" else 8), "madds": 1e6 * row["width"]}
+            row |= {"top1": 0.9 if row["model"] == "basisnet" else 0.8, "train_top1": 0.7, "raw_top1": 0.6}
+            if row["model"] == "basisnet":
+                row |= {"preview_top1": 0.5, "early_termination_share": 0.5, "early_termination_top1": 0.89}
+                row |= {"early_termination_mean_madds": 0.6e6 * row["width"]}
+                folder = tmp_path / "runs" / name / "runs" / run
+                folder.mkdir(parents=True)
+                curve = [{"top1": top1, "mean_madds": share * row["madds"]} for top1, share in ((0.9, 1), (0.89, 0.6))]
+                (folder / "evaluation.json").write_text(json.dumps({"early_termination": {"curve": curve}}))
+            rows.append(row)
+        (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+        with open(tmp_path / "runs" / name / "sweep.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+    script.collect(tmp_path / "runs")
+    script.draw()
+    tables = script.tables()
+    both = "+10.00 ± 0.00 | +10.00 ± 0.00"
+    assert f"| basisnet | 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 | {both} |" in tables["bases_width"]
+    assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in tables["bases_width"]
+    assert "| 50.0 ± 0.0 | 0.300M | 40.0 ± 0.0 | -1.00 ± 0.00 |" in tables["early_termination"]
+    assert "| CondConv | 0.5 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  | -10.00 ± 0.00 |" in tables["baselines"]
+    assert "| no EMA | 0.5 | 0.500M |  | 60.00 ± 0.00 |  | -30.00 ± 0.00 |" in tables["recipe"]
+    assert "| constant | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["coefficients"]
+    assert len(list(tmp_path.glob("*.png"))) == 6

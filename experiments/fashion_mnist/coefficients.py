@@ -11,7 +11,7 @@ CHANGES = {
     "temperature 1": {"config.coefficients.temperature": 1.0},
     "shared by all layers": {"config.coefficients.shared": True},
     "sigmoid": {"config.coefficients.activation": "sigmoid"},
-    "preview of one stage": {"config.preview.num_stages": 1},
+    "preview of one stage": {"config.preview.num_stages": 1, "config.preview.stage_strides": (2,)},
     "preview at 28 pixels": {"config.preview.image_size": 28},
 }
 

@@ -2,10 +2,8 @@
 
     python experiments/fashion_mnist/results.py [--runs=runs/fashion_mnist]
 
-prints the tables as they stand in experiments/README.md and draws the pictures. With --runs it first writes the CSV
-files anew from the sweeps in that folder, as this makes them (`experiments/README.md` has all the commands):
-
-    basisnet sweep --sweep=experiments/fashion_mnist/bases_width.py --workdir=runs/fashion_mnist/bases_width
+puts the tables into experiments/README.md, between the comments that name them, and draws the pictures. With --runs it
+first writes the CSV files anew, from the sweeps in that folder; experiments/README.md has the commands that make them.
 
 Means are over seeds, with 95 % intervals by Student's t. A difference is taken seed by seed, then averaged.
 """
@@ -25,6 +23,7 @@ from basisnet_jax import plots, sweep
 from basisnet_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
+README = HERE.parent / "README.md"
 COLUMNS = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
 LAST = ("loss", "preview_loss", "early_termination_threshold", "early_termination_share", "early_termination_top1")
 LAST += ("early_termination_mean_madds", "raw_top1", "step", "commit", "device", "time", "wall_s")
@@ -37,9 +36,16 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.runs:
         collect(flags.runs)
-    for name, table in tables().items():
-        print(f"{name}\n\n{table}\n")
+    README.write_text(with_tables(README.read_text()))
     draw()
+
+
+def with_tables(text: str) -> str:
+    """The text with each table anew, between the comment that names it and the next that says "end"."""
+    for name, table in tables().items():
+        before, found, rest = text.partition(f"<!-- {name}: by results.py -->\n")
+        text = f"{before}{found}\n{table}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
 
 
 def tables() -> dict[str, str]:
@@ -177,8 +183,12 @@ def labelled(name: str) -> dict[str, list[dict]]:
         row["difference"] = number(row, "top1") - number(reference[row["width"], row["seed"]], "top1")
         found.setdefault(label_of(row, script["CHANGES"]), []).append(row)
     if name == "recipe":  # without the average, the same runs are evaluated by their last weights
-        bare = [row | {"top1": row["raw_top1"], "train_top1": "", "preview_top1": ""} for row in reference.values()]
-        found["no EMA"] = [row | {"difference": number(row, "raw_top1") - number(row, "top1")} for row in bare]
+        found["no EMA"] = [
+            row
+            | {"top1": row["raw_top1"], "train_top1": "", "preview_top1": ""}
+            | {"difference": number(row, "raw_top1") - number(row, "top1")}
+            for row in reference.values()
+        ]
     return found
 
 
