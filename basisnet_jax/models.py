@@ -51,7 +51,8 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
     of_coefficients = {name: config.coefficients[name] for name in COEFFICIENT_FIELDS}
     try:
         chosen = basis.matching(config.basis.layers)
-        network = basis.with_bases(network, config.basis.num_bases, where=chosen, rngs=rngs)
+        init = _initializer(config)
+        network = basis.with_bases(network, config.basis.num_bases, where=chosen, init=init, rngs=rngs)
         if config.model == "routed":
             units = basis.matching(config.routing.units)
             return baselines.routed(network, units, hidden=config.routing.hidden, **of_coefficients, rngs=rngs)
@@ -62,6 +63,13 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
         return BasisNet(network, preview, preview_size=preview_size, shared=shared, **of_coefficients, rngs=rngs)
     except ValueError as error:  # of these, all are about what the config gave
         raise UserError(f"config.basis, config.coefficients or config.routing: {error}") from error
+
+
+def _initializer(config: ml_collections.ConfigDict) -> basis.Initializer:
+    known = {"independent": basis.independent, "copies": basis.copies(config.init_noise)}
+    if config.basis.init not in known:
+        raise UserError(f"config.basis.init={config.basis.init!r}, expected one of {', '.join(known)}")
+    return known[config.basis.init]
 
 
 def create_abstract(config: ml_collections.ConfigDict) -> nnx.Module:

@@ -63,6 +63,9 @@ def get_config(arg=""):
     config.basis.num_bases = 16
     # Which layers get bases: those whose whole path this regular expression matches (`basisnet madds` lists the paths).
     config.basis.layers = r"stages/.*/(expand|depthwise|project)/conv|last/conv|head(/conv)?"
+    # The bases' first kernels: "independent" draws, or "copies" of one draw, each plus noise as `init_noise` says. With
+    # copies and a softmax every mixture starts as one and the same kernel, and the bases part as they learn.
+    config.basis.init = "independent"
     # How one kernel per example is convolved, for each kind of layer: a path of basisnet_jax/conv.py. "": the best for
     # the shape and the device; `basisnet madds` and `plan` say which.
     config.basis.paths = ml_collections.ConfigDict({"pointwise": "", "depthwise": "", "general": ""})

@@ -53,7 +53,8 @@ def get_config(arg=""):
     config.coefficients.dropout = 0.0
     models.choose(config, args["model"], args["bases"])
     if args["model"] == "basisnet":
-        config.coefficients.temperature = 30.0  # at 1 the bases part before they have learnt: experiments/README.md
+        config.basis.init = "copies"
+        config.coefficients.temperature = 10.0  # at 1 the bases part before they have learnt: experiments/README.md
     elif args["model"] == "dy":
         config.coefficients.annealing_epochs = 0.5
 

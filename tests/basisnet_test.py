@@ -98,6 +98,19 @@ def test_static_model_has_no_preview(tiny, images):
     assert not basis.basis_layers(model)
 
 
+def test_bases_that_are_copies_start_as_the_static_network_of_that_seed(tiny, images):
+    def logits(**overrides):
+        model = models.create(tiny(**overrides))
+        model.eval()
+        outputs = model(images)
+        return getattr(outputs, "logits", outputs)
+
+    copies, static = {"basis.init": "copies", "init_noise": 0.0}, logits(model="static")
+    np.testing.assert_allclose(logits(**copies), static, atol=1e-5)
+    for other in ({"init_noise": 0.5}, {"basis.init": "independent"}, {"coefficients.activation": "sigmoid"}):
+        assert not np.allclose(logits(**{**copies, **other}), static, atol=1e-3)
+
+
 def test_bfloat16_gives_float32_coefficients(tiny, images):
     model = models.create(tiny(dtype="bfloat16"))
     model.eval()
@@ -112,6 +125,7 @@ def test_bfloat16_gives_float32_coefficients(tiny, images):
         ({"coefficients.activation": "relu"}, "softmax"),
         ({"basis.layers": "nothing"}, "config.basis.*no layer"),
         ({"basis.num_bases": 0}, "num_bases"),
+        ({"basis.init": "copy"}, "config.basis.init='copy', expected one of independent, copies"),
         ({"dtype": "float31"}, "dtype"),
     ],
 )

@@ -3,17 +3,17 @@
     basisnet sweep --sweep=experiments/fashion_mnist/baselines.py --workdir=runs/fashion_mnist/baselines
 
 Each as published (CondConv with sigmoids, dynamic convolution annealed from a temperature of 30 to 1), and dynamic
-convolution at BasisNet's temperature too, since 1 is a poor one for BasisNet here. The unchanged runs are those of
-bases_width.py.
+convolution with BasisNet's temperature and first kernels too. The unchanged runs are those of bases_width.py.
 """
 
 CONFIG = "configs/fashion_mnist.py:bases=8,width=0.5"
 CHANGES = {
     "CondConv": {"model": "condconv"},
     "dynamic convolution": {"model": "dy"},
-    "dynamic convolution, temperature 30": {
+    "dynamic convolution, as BasisNet": {
         "model": "dy",
-        "config.coefficients.temperature": 30.0,
+        "config.basis.init": "copies",
+        "config.coefficients.temperature": 10.0,
         "config.coefficients.annealing_epochs": 0.0,
     },
 }

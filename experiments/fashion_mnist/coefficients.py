@@ -9,6 +9,7 @@ CONFIG = "configs/fashion_mnist.py:model=basisnet,width=0.5,bases=8"
 CHANGES = {
     "constant": {"config.coefficients.temperature": 1e6},
     "temperature 1": {"config.coefficients.temperature": 1.0},
+    "independent kernels at first": {"config.basis.init": "independent"},
     "shared by all layers": {"config.coefficients.shared": True},
     "sigmoid": {"config.coefficients.activation": "sigmoid"},
     "preview of one stage": {"config.preview.num_stages": 1, "config.preview.stage_strides": (2,)},
