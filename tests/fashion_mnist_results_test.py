@@ -59,7 +59,7 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
                 "seed": yielded["seed"],
             }
             row |= {"num_bases": yielded.get("bases", 1 if model == "static" else 8), "madds": 1e6 * row["width"]}
-            row |= {"top1": 0.9 if row["model"] == "basisnet" else 0.8, "train_top1": 0.7, "raw_top1": 0.6}
+            row |= {"top1": 0.9 if row["model"] == "basisnet" else 0.8, "train_top1": 0.7}
             if row["model"] == "basisnet":
                 row |= {"preview_top1": 0.5, "early_termination_share": 0.5, "early_termination_top1": 0.89}
                 row |= {"early_termination_mean_madds": 0.6e6 * row["width"]}
@@ -81,6 +81,6 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
     assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in tables["bases_width"]
     assert "| 50.0 ± 0.0 | 0.300M | 40.0 ± 0.0 | -1.00 ± 0.00 |" in tables["early_termination"]
     assert "| CondConv | 0.5 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  | -10.00 ± 0.00 |" in tables["baselines"]
-    assert "| no EMA | 0.5 | 0.500M |  | 60.00 ± 0.00 |  | -30.00 ± 0.00 |" in tables["recipe"]
+    assert "| distillation | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["recipe"]
     assert "| constant | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["coefficients"]
     assert len(list(tmp_path.glob("*.png"))) == 6

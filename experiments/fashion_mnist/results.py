@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
 COLUMNS = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
 LAST = ("loss", "preview_loss", "early_termination_threshold", "early_termination_share", "early_termination_top1")
-LAST += ("early_termination_mean_madds", "raw_top1", "step", "commit", "device", "time", "wall_s")
+LAST += ("early_termination_mean_madds", "step", "commit", "device", "time", "wall_s")
 BASES = "8"  # of the BasisNet that the other experiments change, and whose early termination is drawn
 
 
@@ -182,13 +182,6 @@ def labelled(name: str) -> dict[str, list[dict]]:
     for row in rows:
         row["difference"] = number(row, "top1") - number(reference[row["width"], row["seed"]], "top1")
         found.setdefault(label_of(row, script["CHANGES"]), []).append(row)
-    if name == "recipe":  # without the average, the same runs are evaluated by their last weights
-        found["no EMA"] = [
-            row
-            | {"top1": row["raw_top1"], "train_top1": "", "preview_top1": ""}
-            | {"difference": number(row, "raw_top1") - number(row, "top1")}
-            for row in reference.values()
-        ]
     return found
 
 
