@@ -22,10 +22,10 @@ def script():
     return module
 
 
-def test_the_readme_has_the_tables_of_the_csv_files(script):
-    text = script.README.read_text()
-    assert script.with_tables(text) == text
-    assert all(table in text for table in script.tables().values())
+def test_the_readmes_have_the_tables_of_the_csv_files(script):
+    texts = [path.read_text() for path in script.READMES]
+    assert [script.with_tables(text) for text in texts] == texts
+    assert all(table in "".join(texts) for table in script.tables().values())
 
 
 def test_the_static_network_at_equal_multiply_adds_lies_between_the_two_nearest_of_its_seed(script):
@@ -76,6 +76,8 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
     script.collect(tmp_path / "runs")
     script.draw()
     tables = script.tables()
+    assert "| 0.5 | static | 0.500M | 80.00 ± 0.00 |  |" in tables["headline"]
+    assert "|  | with early termination | 0.300M on average | 89.00 ± 0.00 |  |" in tables["headline"]
     both = "+10.00 ± 0.00 | +10.00 ± 0.00"
     assert f"| basisnet | 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 | {both} |" in tables["bases_width"]
     assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in tables["bases_width"]

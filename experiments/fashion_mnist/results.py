@@ -2,7 +2,7 @@
 
     python experiments/fashion_mnist/results.py [--runs=runs/fashion_mnist]
 
-puts the tables into experiments/README.md, between the comments that name them, and draws the pictures. With --runs it
+puts the tables into the two README files, between the comments that name them, and draws the pictures. With --runs it
 first writes the CSV files anew, from the sweeps in that folder; experiments/README.md has the commands that make them.
 
 Means are over seeds, with 95 % intervals by Student's t. A difference is taken seed by seed, then averaged.
@@ -23,7 +23,7 @@ from basisnet_jax import plots, sweep
 from basisnet_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
-README = HERE.parent / "README.md"
+READMES = HERE.parent / "README.md", HERE.parents[1] / "README.md"  # the second has the headline
 COLUMNS = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
 LAST = ("loss", "preview_loss", "early_termination_threshold", "early_termination_share", "early_termination_top1")
 LAST += ("early_termination_mean_madds", "step", "commit", "device", "time", "wall_s")
@@ -36,21 +36,24 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.runs:
         collect(flags.runs)
-    README.write_text(with_tables(README.read_text()))
+    for path in READMES:
+        path.write_text(with_tables(path.read_text()))
     draw()
 
 
 def with_tables(text: str) -> str:
-    """The text with each table anew, between the comment that names it and the next that says "end"."""
+    """The text with each table that it has anew, between the comment that names it and the next that says "end"."""
     for name, table in tables().items():
         before, found, rest = text.partition(f"<!-- {name}: by results.py -->\n")
-        text = f"{before}{found}\n{table}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+        if found:
+            text = f"{before}{found}\n{table}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     return text
 
 
 def tables() -> dict[str, str]:
     """Markdown by the name of the experiment."""
     return {
+        "headline": headline(),
         "bases_width": bases_width(),
         "early_termination": early_termination(),
         **{name: settings(name) for name in ("recipe", "baselines", "coefficients")},
@@ -115,6 +118,25 @@ def read(name: str) -> list[dict]:
 
 
 # Tables.
+
+
+def headline() -> str:
+    """The static network, BasisNet and its early termination at each width that has both."""
+    rows = read("bases_width")
+    lines = ["| width | | MAdds per image | top-1 | to static, equal MAdds |", "|---" * 5 + "|"]
+    for group in groups(rows, "model", "width", "num_bases"):
+        first = group[0]
+        if first["num_bases"] != BASES:
+            continue
+        static = [row for row in rows if row["model"] == "static" and row["width"] == first["width"]]
+        lines.append(row_of(first["width"], "static", millions(static[0]["madds"]), spread(column(static, "top1")), ""))
+        gain = spread([number(row, "top1") - static_at(rows, row) for row in group], "+")
+        cells = ["", f"BasisNet, {BASES} bases", millions(first["madds"]), spread(column(group, "top1"))]
+        lines.append(row_of(*cells, gain))
+        mean_madds = millions(statistics.mean(column(group, "early_termination_mean_madds")))
+        early = spread(column(group, "early_termination_top1"))
+        lines.append(row_of("", "with early termination", f"{mean_madds} on average", early, ""))
+    return "\n".join(lines)
 
 
 def bases_width() -> str:
