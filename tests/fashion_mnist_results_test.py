@@ -33,8 +33,13 @@ def test_the_static_network_at_equal_multiply_adds_lies_between_the_two_nearest_
         {"model": "static", "seed": seed, "madds": madds, "top1": top1}
         for seed, madds, top1 in (("0", "200", "0.8"), ("0", "100", "0.7"), ("1", "100", "0.1"), ("1", "300", "0.2"))
     ]
-    assert script.static_at(rows, {"seed": "0", "madds": "125"}) == pytest.approx(0.725)
-    assert script.static_at(rows, {"seed": "1", "madds": "200"}) == pytest.approx(0.15)
+    group = [
+        {"seed": "0", "madds": "125", "top1": "0.9"},
+        {"seed": "1", "madds": "200", "top1": "0.1"},
+        {"seed": "1", "madds": "301", "top1": "0.9"},  # beyond the widest
+        {"seed": "2", "madds": "200", "top1": "0.9"},  # no static network has this seed
+    ]
+    assert script.at_equal_madds(rows, group) == pytest.approx([0.9 - 0.725, 0.1 - 0.15])
 
 
 def test_spread_is_the_mean_and_half_of_its_interval(script):

@@ -27,6 +27,7 @@ READMES = HERE.parent / "README.md", HERE.parents[1] / "README.md"  # the second
 COLUMNS = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
 LAST = ("loss", "preview_loss", "early_termination_threshold", "early_termination_share", "early_termination_top1")
 LAST += ("early_termination_mean_madds", "step", "commit", "device", "time", "wall_s")
+SETTINGS = ("coefficients", "baselines", "recipe")
 BASES = "8"  # of the BasisNet that the other experiments change, and whose early termination is drawn
 
 
@@ -56,7 +57,7 @@ def tables() -> dict[str, str]:
         "headline": headline(),
         "bases_width": bases_width(),
         "early_termination": early_termination(),
-        **{name: settings(name) for name in ("recipe", "baselines", "coefficients")},
+        **{name: settings(name) for name in SETTINGS if (HERE / f"{name}.csv").exists()},
     }
 
 
@@ -66,8 +67,9 @@ def draw() -> None:
     plots.accuracy_against_madds(rows, str(HERE / "bases_width_madds.png"))
     plots.accuracy_against_bases(rows, str(HERE / "bases_width_bases.png"))
     draw_early_termination(HERE / "early_termination.png")
-    for name in ("recipe", "baselines", "coefficients"):
-        draw_settings(name, HERE / f"{name}.png")
+    for name in SETTINGS:
+        if (HERE / f"{name}.csv").exists():
+            draw_settings(name, HERE / f"{name}.png")
 
 
 # The CSV files, from the sweeps.
@@ -77,7 +79,7 @@ def collect(folder: pathlib.Path) -> None:
     """Writes the CSV files from `folder`/EXPERIMENT/sweep.csv and, of the curves, the runs' evaluations."""
     main_runs = read_csv(folder / "bases_width" / "sweep.csv")
     write("bases_width", main_runs)
-    for name in ("recipe", "baselines", "coefficients"):
+    for name in filter(lambda name: (folder / name).exists(), SETTINGS):
         # The runs with nothing changed are those of the first experiment.
         changed = read_csv(folder / name / "sweep.csv")
         widths = {row["width"] for row in changed}
@@ -130,7 +132,7 @@ def headline() -> str:
             continue
         static = [row for row in rows if row["model"] == "static" and row["width"] == first["width"]]
         lines.append(row_of(first["width"], "static", millions(static[0]["madds"]), spread(column(static, "top1")), ""))
-        gain = spread([number(row, "top1") - static_at(rows, row) for row in group], "+")
+        gain = spread(at_equal_madds(rows, group), "+")
         cells = ["", f"BasisNet, {BASES} bases", millions(first["madds"]), spread(column(group, "top1"))]
         lines.append(row_of(*cells, gain))
         mean_madds = millions(statistics.mean(column(group, "early_termination_mean_madds")))
@@ -151,21 +153,29 @@ def bases_width() -> str:
             same = {row["seed"]: row for row in rows if row["model"] == "static" and row["width"] == first["width"]}
             differences = [
                 spread([number(row, "top1") - number(same[row["seed"]], "top1") for row in group], "+"),
-                spread([number(row, "top1") - static_at(rows, row) for row in group], "+"),
+                spread(at_equal_madds(rows, group), "+"),
             ]
         cells = [first["model"], first["width"], first["num_bases"], millions(first["madds"])]
         lines.append(row_of(*cells, spread(column(group, "train_top1")), spread(column(group, "top1")), *differences))
     return "\n".join(lines)
 
 
-def static_at(rows: list[dict], row: dict) -> float:
-    """Top-1 that the static network of the row's seed has at its multiply-adds, between the two nearest widths."""
-    points = sorted(
-        (number(other, "madds"), number(other, "top1"))
-        for other in rows
-        if other["model"] == "static" and other["seed"] == row["seed"]
-    )
-    return float(np.interp(number(row, "madds"), *zip(*points, strict=True)))
+def at_equal_madds(rows: list[dict], group: list[dict]) -> list[float]:
+    """Top-1 of each row less what the static network of its seed has at its multiply-adds.
+
+    That lies on the line between the two nearest widths; a row beyond the last of them is left out.
+    """
+    differences = []
+    for row in group:
+        points = sorted(
+            (number(other, "madds"), number(other, "top1"))
+            for other in rows
+            if other["model"] == "static" and other["seed"] == row["seed"]
+        )
+        if points and number(row, "madds") <= points[-1][0]:
+            static = np.interp(number(row, "madds"), *zip(*points, strict=True))
+            differences.append(number(row, "top1") - float(static))
+    return differences
 
 
 def early_termination() -> str:
