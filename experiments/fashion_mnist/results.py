@@ -64,6 +64,7 @@ def tables() -> dict[str, str]:
 def draw() -> None:
     """The pictures, beside the CSV files."""
     rows = read("bases_width")
+    draw_headline(rows, HERE / "headline.png")
     plots.accuracy_against_madds(rows, str(HERE / "bases_width_madds.png"))
     plots.accuracy_against_bases(rows, str(HERE / "bases_width_bases.png"))
     draw_early_termination(HERE / "early_termination.png")
@@ -256,6 +257,29 @@ def row_of(*cells: str) -> str:
 
 
 # Pictures.
+
+
+def draw_headline(rows: list[dict], path: pathlib.Path) -> None:
+    """The static network and BasisNet at each width, and where early termination takes BasisNet."""
+    figure, axes = new_figure("Fashion-MNIST: accuracy against cost (mean and 95 % interval)")
+    lines = (
+        ("static network", "1", "static", "", "o"),
+        (f"BasisNet, {BASES} bases", BASES, "basisnet", "", "s"),
+        ("with early termination", BASES, "basisnet", "early_termination_", "*"),
+    )
+    for color, (label, bases, model, prefix, marker) in zip(plots.COLORS, lines, strict=False):
+        cost = f"{prefix}mean_madds" if prefix else "madds"
+        found = groups([row for row in rows if row["model"] == model and row["num_bases"] == bases], "width")
+        points = [(statistics.mean(column(group, cost)) / 1e6, column(group, f"{prefix}top1")) for group in found]
+        x, top1 = zip(*[(x, [100 * value for value in values]) for x, values in sorted(points)], strict=True)
+        bars = [plots.half_interval(values) for values in top1]
+        mean = [statistics.mean(values) for values in top1]
+        axes.errorbar(x, mean, bars, fmt=f"{marker}-", color=color, capsize=3, label=label)
+    axes.set_xlabel("multiply-adds per image (millions), preview and mixing counted")
+    axes.set_ylabel("test top-1 (%)")
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
 
 
 def draw_early_termination(path: pathlib.Path) -> None:
