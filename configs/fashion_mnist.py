@@ -4,7 +4,7 @@
     basisnet train --config=configs/fashion_mnist.py:model=basisnet --workdir=runs/fashion_mnist
 
 55,000 training images of 28x28 pixels. The networks are the first two stages of MobileNetV3-Small, so narrow that they
-are no better on training images than on test images: capacity is the limit. Preview, coefficients and mixing cost a
+are hardly better on training images than on test images: nothing overfits. Preview, coefficients and mixing cost a
 fifth of the specialist (a third in the paper's network). The convolution after the pooling has no bases: to mix each
 would cost as much as the convolution itself.
 

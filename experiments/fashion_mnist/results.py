@@ -80,7 +80,7 @@ def collect(folder: pathlib.Path) -> None:
     """Writes the CSV files from `folder`/EXPERIMENT/sweep.csv and, of the curves, the runs' evaluations."""
     main_runs = read_csv(folder / "bases_width" / "sweep.csv")
     write("bases_width", main_runs)
-    for name in filter(lambda name: (folder / name).exists(), SETTINGS):
+    for name in filter(lambda name: (folder / name / "sweep.csv").exists(), SETTINGS):
         # The runs with nothing changed are those of the first experiment.
         changed = read_csv(folder / name / "sweep.csv")
         widths = {row["width"] for row in changed}
