@@ -197,7 +197,7 @@ def early_termination() -> str:
 
 def settings(name: str) -> str:
     lines = ["| | width | MAdds | training top-1 | top-1 | preview | to BasisNet |", "|---" * 7 + "|"]
-    for label, group in [(label, group) for label, rows in labelled(name).items() for group in groups(rows, "width")]:
+    for label, group in labelled(name).items():
         first, preview = group[0], ""
         if first["preview_top1"]:
             preview = spread(column(group, "preview_top1"))
@@ -309,18 +309,15 @@ def draw_settings(name: str, path: pathlib.Path) -> None:
     """Each setting's difference to the unchanged BasisNet, in points of top-1."""
     figure, axes = new_figure(f"{name.capitalize()}: difference to BasisNet (mean and 95 % interval)")
     found = [(label, rows) for label, rows in reversed(labelled(name).items()) if label != "BasisNet"]
-    for i, (_, rows) in enumerate(found):
-        for k, (group, color) in enumerate(zip(groups(rows, "width"), plots.COLORS, strict=False)):
-            points = [100 * row["difference"] for row in group]
-            y, mean, bar = i - 0.2 * k, statistics.mean(points), plots.half_interval(points)
-            axes.errorbar(mean, y, xerr=bar, fmt="s", color=color, capsize=3, label=f"width {group[0]['width']}")
-            axes.plot(points, [y] * len(points), ".", color=color, alpha=0.5)
+    for y, (_, rows) in enumerate(found):
+        points = [100 * row["difference"] for row in rows]
+        mean, bar = statistics.mean(points), plots.half_interval(points)
+        axes.errorbar(mean, y, xerr=bar, fmt="s", color=plots.FINAL, capsize=3)
+        axes.plot(points, [y] * len(points), ".", color=plots.FINAL, alpha=0.5)
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(found)), [label for label, _ in found])
+    axes.set_ylim(-0.5, len(found) - 0.5)
     axes.set_xlabel("test top-1 (points), seed by seed")
-    handles, labels = axes.get_legend_handles_labels()
-    shown = dict(zip(labels, handles, strict=True))
-    axes.legend(shown.values(), shown.keys(), loc="best")
     figure.savefig(path, dpi=120)
 
 
