@@ -42,6 +42,11 @@ def test_the_static_network_at_equal_multiply_adds_lies_between_the_two_nearest_
     assert script.at_equal_madds(rows, group) == pytest.approx([0.9 - 0.725, 0.1 - 0.15])
 
 
+def test_a_folder_without_sweeps_is_named_in_one_line(script, tmp_path, capsys):
+    assert script.main([f"--runs={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/bases_width/sweep.csv does not exist; run the sweep first\n"
+
+
 def test_spread_is_the_mean_and_half_of_its_interval(script):
     # Student's t of two degrees of freedom at 0.975 is 4.303; the standard deviation is 1, of 3 values.
     assert script.spread([0.86, 0.87, 0.88], "+") == "+87.00 ± 2.48"

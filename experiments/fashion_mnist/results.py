@@ -14,6 +14,7 @@ import json
 import pathlib
 import runpy
 import statistics
+import sys
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,15 +32,20 @@ SETTINGS = ("coefficients", "baselines", "recipe")
 BASES = "8"  # of the BasisNet that the other experiments change, and whose early termination is drawn
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=pathlib.Path, help="the folder with the sweeps' workdirs")
-    flags = parser.parse_args()
-    if flags.runs:
-        collect(flags.runs)
-    for path in READMES:
-        path.write_text(with_tables(path.read_text()))
-    draw()
+    flags = parser.parse_args(argv)
+    try:
+        if flags.runs:
+            collect(flags.runs)
+        for path in READMES:
+            path.write_text(with_tables(path.read_text()))
+        draw()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def with_tables(text: str) -> str:
@@ -331,4 +337,4 @@ def new_figure(title: str):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
