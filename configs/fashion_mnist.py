@@ -63,9 +63,7 @@ def get_config(arg=""):
     config.eval_batch_size = 500
     config.label_smoothing = 0.0
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = (
-        0.032  # the static network's best of 0.002, 0.004, ... 0.064 on the validation split
-    )
+    config.optimizer.learning_rate = 0.032  # the static network's best on the validation split
     config.optimizer.warmup_epochs = 0.5
     config.optimizer.weight_decay = 0.01
     config.optimizer.second_moment_decay = 0.999

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from basisnet_jax import plots, sweep
+from basisnet_jax import plots, runs, sweep
 from basisnet_jax.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
@@ -109,7 +109,7 @@ def write(name: str, rows: list[dict]) -> None:
 
 
 def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
-    with open(path, "w", newline="") as file:
+    with runs.replacing(str(path), newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
