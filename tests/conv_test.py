@@ -78,7 +78,7 @@ def test_depthwise(kernel, stride, padding, size):
 def test_general(kernel, stride, padding, size):
     padding = explicit(padding, kernel)
     x, kernels = normal(0, 3, *size, 4), normal(1, 3, kernel, kernel, 4, 6)
-    assert_equals_loop(x, kernels, ["general"], strides=(stride, stride), padding=padding)
+    assert_equals_loop(x, kernels, ["general", "stem"], strides=(stride, stride), padding=padding)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,8 @@ def test_depthwise_of_other_shapes(x, window, outputs, options):
     ],
 )
 def test_general_of_other_shapes(x, kernels, options):
-    assert_equals_loop(normal(0, *x), normal(1, *kernels), ["general", "folded"], **options)
+    stem = [] if "groups" in options else ["stem"]
+    assert_equals_loop(normal(0, *x), normal(1, *kernels), ["general", "folded", *stem], **options)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -122,9 +123,10 @@ def test_loop_is_a_convolution_of_each_example(kernel):
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "size"), WINDOWS[::2])
-def test_static_depthwise_equals_lax(kernel, stride, padding, size):
-    x, rhs = normal(0, 3, *size, 4), normal(1, kernel, kernel, 1, 4)
-    options = {"window_strides": (stride, stride), "padding": explicit(padding, kernel), "feature_group_count": 4}
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(4, 4, 4), (1, 16, 1)])  # depthwise, and a stem
+def test_static_equals_lax(kernel, stride, padding, size, inputs, outputs, groups):
+    x, rhs = normal(0, 3, *size, inputs), normal(1, kernel, kernel, inputs // groups, outputs)
+    options = {"window_strides": (stride, stride), "padding": explicit(padding, kernel), "feature_group_count": groups}
 
     @partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(x, rhs):
@@ -139,22 +141,26 @@ def test_static_depthwise_equals_lax(kernel, stride, padding, size):
 @pytest.mark.parametrize(
     ("kernel", "shifted", "options"),
     [
-        ((3, 3, 1, 4), True, {"feature_group_count": 4, "rhs_dilation": (2, 2), "precision": "highest"}),
-        ((3, 3, 4, 4), False, {}),
+        ((3, 3, 1, 4), "_shifted_sum", {"feature_group_count": 4, "rhs_dilation": (2, 2), "precision": "highest"}),
+        ((3, 3, 4, 4), "_stem", {"rhs_dilation": (2, 2), "precision": "highest"}),
+        ((3, 3, 4, 17), False, {}),
+        ((4, 3, 4, 4), False, {}),
         ((3, 3, 1, 8), False, {"feature_group_count": 4}),
         ((3, 3, 1, 4), False, {"feature_group_count": 4, "lhs_dilation": (2, 2), "padding": [(1, 1)] * 2}),
         ((3, 3, 1, 4), False, {"feature_group_count": 4, "preferred_element_type": jnp.float32}),
         ((9, 9, 1, 4), False, {"feature_group_count": 4, "padding": "VALID"}),  # an empty output
     ],
 )
-def test_static_drop_in_shifts_only_depthwise(kernel, shifted, options, monkeypatch):
+def test_static_drop_in_shifts_only_depthwise_and_stems(kernel, shifted, options, monkeypatch):
     x, rhs = normal(0, 2, 8, 7, 4), normal(1, *kernel)
     options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC} | options
     expected = jax.lax.conv_general_dilated(x, rhs, **options)
     calls = []
-    monkeypatch.setattr(conv, "_shifted_sum", lambda *args, f=conv._shifted_sum: calls.append(args) or f(*args))
+    for name in ("_shifted_sum", "_stem"):
+        function = getattr(conv, name)
+        monkeypatch.setattr(conv, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
     actual = conv.conv_general_dilated(x, rhs, **options)
-    assert bool(calls) == shifted
+    assert calls == ([shifted] if shifted else [])
     if expected.size:
         assert_same([actual], [expected])
     assert actual.shape == expected.shape
@@ -192,6 +198,7 @@ def test_static_drop_in_serves_nnx():
         ("tpu", 4, 1, "_depthwise"),
         ("tpu", 4, 2, "_folded"),
         ("gpu", 4, 2, "_depthwise"),
+        ("cpu", 1, 2, "_stem"),
         ("tpu", 1, 2, "_general"),
     ],
 )
