@@ -16,7 +16,7 @@ import measure
 import numpy as np
 from basisnet_jax.configs import imagenet_basisnet_mv3
 
-from basisnet_jax import early_exit, evaluate, madds, models
+from basisnet_jax import cli, early_exit, evaluate, madds, models
 
 SHARE = 0.4  # of the images stop
 
@@ -69,6 +69,7 @@ def rows(quick: bool) -> list[dict]:
 
 
 def main() -> None:
+    cli.keep_freed_memory()  # as the `basisnet` command does, for both sides
     flags = measure.flags(__doc__).parse_args()
     results = rows(flags.quick)
     for row in results:

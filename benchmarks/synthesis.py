@@ -30,7 +30,7 @@ from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 from preview_and_static import PreviewAndStatic, train_step
 
-from basisnet_jax import basis, conv, evaluate, models
+from basisnet_jax import basis, cli, conv, evaluate, models
 
 
 def compiled(config, model) -> dict[str, tuple]:
@@ -204,6 +204,7 @@ def by_layer(quick: bool) -> list[dict]:
 
 
 def main() -> None:
+    cli.keep_freed_memory()  # as the `basisnet` command does, for both sides
     parser = measure.flags(__doc__)
     parser.add_argument("bases", nargs="*", type=int, metavar="BASES", help="numbers of bases; 4, 8 and 16")
     parser.add_argument("--layers", action="store_true", help="time single layers instead of networks")
