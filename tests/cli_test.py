@@ -215,3 +215,35 @@ sys.exit(cli.main(["count"]))
     assert command.stdout.readline() == "0\n"
     command.stdout.close()
     assert command.wait(60) == 1 and command.stderr.read() == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_on_cpu_freed_memory_stays_for_the_next_step(accelerator, tmp_path):
+    """And where an accelerator computes, the allocator is left as it is."""
+    code = """
+import resource, threading
+from basisnet_jax import cli
+import numpy as np
+cli.keep_freed_memory()
+def step():
+    np.ones(2**25)  # 256 MB: 65536 pages
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def steps():
+    step()
+    before = faults()
+    step()
+    print(faults() - before)
+thread = threading.Thread(target=steps)  # XLA's are threads too
+thread.start()
+thread.join()
+"""
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    if accelerator:
+        (tmp_path / "libtpu.py").touch()
+        env["PYTHONPATH"] = str(tmp_path)
+    else:
+        env["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 100) == accelerator
