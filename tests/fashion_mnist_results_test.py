@@ -42,6 +42,15 @@ def test_the_static_network_at_equal_multiply_adds_lies_between_the_two_nearest_
     assert script.at_equal_madds(rows, group) == pytest.approx([0.9 - 0.725, 0.1 - 0.15])
 
 
+def test_bases_are_compared_with_one_basis_of_their_width_and_seed(script, monkeypatch):
+    runs = [("0.25", "0", "1", 0.8), ("0.5", "0", "1", 0.7), ("0.25", "0", "2", 0.81), ("0.5", "0", "2", 0.72)]
+    runs += [("0.5", "1", "2", 0.1)]  # no run with one basis has this seed
+    keys = ("width", "seed", "num_bases", "top1")
+    rows = [{"model": "basisnet"} | dict(zip(keys, run, strict=True)) for run in runs]
+    monkeypatch.setattr(script, "read", lambda name: [*rows, rows[0] | {"model": "static", "top1": 0.0}])
+    assert script.bases().splitlines()[2:] == ["| 2 | 2 | +1.50 ± 6.35 |"]  # Student's t of one degree: 12.706
+
+
 def test_a_folder_without_sweeps_is_named_in_one_line(script, tmp_path, capsys):
     assert script.main([f"--runs={tmp_path}"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/bases_width/sweep.csv does not exist; run the sweep first\n"

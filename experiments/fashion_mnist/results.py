@@ -62,6 +62,7 @@ def tables() -> dict[str, str]:
     return {
         "headline": headline(),
         "bases_width": bases_width(),
+        "bases": bases(),
         "early_termination": early_termination(),
         **{name: settings(name) for name in SETTINGS if (HERE / f"{name}.csv").exists()},
     }
@@ -164,6 +165,19 @@ def bases_width() -> str:
             ]
         cells = [first["model"], first["width"], first["num_bases"], millions(first["madds"])]
         lines.append(row_of(*cells, spread(column(group, "train_top1")), spread(column(group, "top1")), *differences))
+    return "\n".join(lines)
+
+
+def bases() -> str:
+    """What more than one basis adds, over all widths: each run less that with one basis, of its width and seed."""
+    rows = [row for row in read("bases_width") if row["model"] == "basisnet"]
+    one = {(row["width"], row["seed"]): number(row, "top1") for row in rows if row["num_bases"] == "1"}
+    lines = ["| bases | runs | top-1, to one basis |", "|---" * 3 + "|"]
+    for group in groups(rows, "num_bases"):
+        pairs = [(number(row, "top1"), one.get((row["width"], row["seed"]))) for row in group]
+        differences = [top1 - reference for top1, reference in pairs if reference is not None]
+        if group[0]["num_bases"] != "1":
+            lines.append(row_of(group[0]["num_bases"], str(len(differences)), spread(differences, "+")))
     return "\n".join(lines)
 
 
