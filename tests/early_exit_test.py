@@ -164,10 +164,11 @@ def traced(monkeypatch):
 def test_any_number_of_undecided_images_compiles_nothing_anew(model, images, both, traced):
     two_stage = early_exit.TwoStage(model, early_exit.Rule(), 16, prepare)
     assert two_stage.sizes == [2, 4, 6, 8, 10, 12, 14, 16]
-    sure = np.asarray(two_stage.rule.confidence(both[0]))
-    for stopping in range(17):  # of the first 16 images, as many stop
-        threshold = np.append(np.sort(sure[:16])[::-1], 2.0)
-        two_stage.rule = early_exit.Rule(float(threshold[stopping - 1]) if stopping else early_exit.NONE_STOPS)
+    sure = np.sort(two_stage.rule.confidence(both[0])[:16])[::-1]
+    # Between two confidences: the program of another batch size may round them otherwise.
+    thresholds = [early_exit.NONE_STOPS, *(sure[:-1] + sure[1:]) / 2, 0.0]
+    for stopping, threshold in enumerate(thresholds):  # of the first 16 images, as many stop
+        two_stage.rule = early_exit.Rule(float(threshold))
         expected, stops = chosen_afterwards([logits[:16] for logits in both], two_stage.rule)
         answers = two_stage(images[:16])
         assert answers.stopped.sum() == stops.sum() == stopping
