@@ -30,7 +30,11 @@ ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels:
 
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
     """Every example's kernel, sum_n coefficients[b, n] * kernels[n]: [B, N], [N, ...] -> [B, ...]."""
-    return jnp.einsum("bn,n...->b...", coefficients_BN.astype(kernels_N.dtype), kernels_N)
+    coefficients_BN = coefficients_BN.astype(kernels_N.dtype)
+    if conv_lib.platform() == "cpu":  # the gradient of the einsum copies and transposes there: half as long again
+        mixed_BP = coefficients_BN @ kernels_N.reshape(kernels_N.shape[0], -1)
+        return mixed_BP.reshape(-1, *kernels_N.shape[1:])
+    return jnp.einsum("bn,n...->b...", coefficients_BN, kernels_N)
 
 
 def product_of_mixture(x: jax.Array, coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
