@@ -23,7 +23,7 @@ import optax
 import torch
 from basisnet_jax.configs import imagenet_condconv_efficientnet_b0, imagenet_static
 
-from basisnet_jax import models, weights
+from basisnet_jax import cli, models, weights
 
 PEERS = {  # network: (its name in geffnet, the framework it is from, its experts)
     "mobilenet_v2": ("mobilenetv2_100", "pytorch", 0),
@@ -139,6 +139,7 @@ def row(name: str, training: bool, turns: int, *shape) -> dict:
 
 
 def main() -> None:
+    cli.keep_freed_memory()  # as the `basisnet` command does, for both sides
     parser = measure.flags(__doc__)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(PEERS)}; all of them")
     flags = parser.parse_args()

@@ -61,8 +61,9 @@ def tables() -> dict[str, str]:
     """Markdown by the name of the experiment."""
     return {
         "headline": headline(),
-        "bases_width": bases_width(),
+        "bases_width": comparison("bases_width"),
         "bases": bases(),
+        **({"longer": comparison("longer")} if (HERE / "longer.csv").exists() else {}),
         "early_termination": early_termination(),
         **{name: settings(name) for name in SETTINGS if (HERE / f"{name}.csv").exists()},
     }
@@ -75,6 +76,9 @@ def draw() -> None:
     plots.accuracy_against_madds(rows, str(HERE / "bases_width_madds.png"))
     plots.accuracy_against_bases(rows, str(HERE / "bases_width_bases.png"))
     draw_early_termination(HERE / "early_termination.png")
+    if (HERE / "longer.csv").exists():
+        unchanged = [row for row in read("longer") if not changed("longer", row)]
+        plots.accuracy_against_madds(unchanged, str(HERE / "longer.png"))
     for name in SETTINGS:
         if (HERE / f"{name}.csv").exists():
             draw_settings(name, HERE / f"{name}.png")
@@ -87,12 +91,14 @@ def collect(folder: pathlib.Path) -> None:
     """Writes the CSV files from `folder`/EXPERIMENT/sweep.csv and, of the curves, the runs' evaluations."""
     main_runs = read_csv(folder / "bases_width" / "sweep.csv")
     write("bases_width", main_runs)
+    if (folder / "longer" / "sweep.csv").exists():
+        write("longer", read_csv(folder / "longer" / "sweep.csv"))
     for name in filter(lambda name: (folder / name / "sweep.csv").exists(), SETTINGS):
         # The runs with nothing changed are those of the first experiment.
-        changed = read_csv(folder / name / "sweep.csv")
-        widths = {row["width"] for row in changed}
+        new = read_csv(folder / name / "sweep.csv")
+        widths = {row["width"] for row in new}
         references = [row for row in main_runs if row["num_bases"] == BASES and row["width"] in widths]
-        write(name, [*(row | {"run": f"reference,{row['run']}"} for row in references), *changed])
+        write(name, [*(row | {"run": f"reference,{row['run']}"} for row in references), *new])
     curves = []
     for row in main_runs:
         if row["num_bases"] == BASES:
@@ -149,13 +155,14 @@ def headline() -> str:
     return "\n".join(lines)
 
 
-def bases_width() -> str:
-    rows = read("bases_width")
+def comparison(name: str) -> str:
+    """Each network, mean over seeds, against the static one of its width and of its multiply-adds."""
+    rows = [row | {"changed": changed(name, row)} for row in read(name)]
     lines = [
         "| model | width | bases | MAdds | training top-1 | top-1 | to static, equal width | to static, equal MAdds |"
     ]
     lines.append("|---" * 8 + "|")
-    for group in groups(rows, "model", "width", "num_bases"):
+    for group in groups(rows, "model", "width", "num_bases", "changed"):
         first, differences = group[0], ["", ""]
         if first["model"] != "static":
             same = {row["seed"]: row for row in rows if row["model"] == "static" and row["width"] == first["width"]}
@@ -163,9 +170,16 @@ def bases_width() -> str:
                 spread([number(row, "top1") - number(same[row["seed"]], "top1") for row in group], "+"),
                 spread(at_equal_madds(rows, group), "+"),
             ]
-        cells = [first["model"], first["width"], first["num_bases"], millions(first["madds"])]
+        label = ", ".join([first["model"], *first["changed"]])
+        cells = [label, first["width"], first["num_bases"], millions(first["madds"])]
         lines.append(row_of(*cells, spread(column(group, "train_top1")), spread(column(group, "top1")), *differences))
     return "\n".join(lines)
+
+
+def changed(name: str, row: dict) -> tuple[str, ...]:
+    """The labels of those of the experiment's changes that the row's run has."""
+    changes = runpy.run_path(str(HERE / f"{name}.py")).get("CHANGES", {})
+    return tuple(label for label, change in changes.items() if sweep.name_of(change) in row["run"])
 
 
 def bases() -> str:
