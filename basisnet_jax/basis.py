@@ -70,6 +70,8 @@ class BasisLayer(nnx.Module):
     def __call__(self, x):
         if self.coefficients is None:
             raise ValueError("a basis layer was called without coefficients: call the network inside `mixed`")
+        if self.coefficients.shape[0] != x.shape[0]:
+            raise ValueError(f"got coefficients of {self.coefficients.shape[0]} examples for a batch of {x.shape[0]}")
         layer, path = self.layer, self.path_for(x)
         bias = None if layer.bias is None else layer.bias[...]
         x, kernels_N, bias = layer.promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)

@@ -1,6 +1,7 @@
 """The `basisnet` command. Every verb parses its flags, then calls one function.
 
-Exit codes: 0; 2 for a user's mistake, told in one line; 1, with a traceback, for a fault of ours.
+Exit codes: 0; 2 for a user's mistake, told in one line; 1 where some of many runs have not finished or another process
+of the run is gone, and, with a traceback, for a fault of ours.
 """
 
 import contextlib

@@ -137,10 +137,15 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path) -> Run:
 
 
 def name_of(yielded: dict) -> str:
-    """`bases=4,seed=0`: a folder's name, with a digest of the whole where characters or length do not allow it."""
-    whole = ",".join(f"{key.removeprefix('config.')}={value}" for key, value in yielded.items()) or "base"
-    name = re.sub(r"[^\w.,=+-]", "_", whole)[:120]
-    return name if name == whole else f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    """`bases=4,seed=0`: a folder's name, with a digest of all but the seed where characters or length do not allow it."""
+    parts = [f"{key.removeprefix('config.')}={value}" for key, value in yielded.items()]
+    whole = ",".join(parts) or "base"
+    if re.fullmatch(r"[\w.,=+-]{,120}", whole):
+        return whole
+    seeds = [part for part in parts if part.startswith("seed=")]
+    setting = ",".join(part for part in parts if part not in seeds)
+    short = f"{setting[:120]}-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
+    return re.sub(r"[^\w.,=+-]", "_", ",".join([short, *seeds]))
 
 
 def check(file: str, all_runs: list[Run], folder: pathlib.Path) -> None:

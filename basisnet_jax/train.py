@@ -140,13 +140,13 @@ def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
 
 
 def finished_report(config, workdir: str, functions: Functional, state: TrainState, step: int) -> dict:
-    """The evaluation of a run that had finished, made only if the run was stopped before it could be."""
+    """The evaluation of a run that had finished, made only where there is none, or one of another step (`evaluate`)."""
     print(f"{workdir} has finished its {step} steps: nothing to train")
-    path = os.path.join(workdir, "evaluation.json")
+    path, report = os.path.join(workdir, "evaluation.json"), {}
     if os.path.exists(path):
         with open(path) as file:
             report = json.load(file)
-    else:
+    if report.get("step") != step:
         mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
         report = evaluate.write_report(config, workdir, functions, vars(state), step, mesh)
     print(evaluate.table(report))

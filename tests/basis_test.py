@@ -226,6 +226,8 @@ def test_mistakes(network, bases, images):
         basis.with_bases(network, 0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"expected \[B, 9 or 1, N\]"):
         run(bases, jnp.ones((4, 2, N)), images)
+    with pytest.raises(ValueError, match="coefficients of 1 examples for a batch of 4"):
+        run(bases, jnp.ones((1, 9, N)), images[:4])
     with pytest.raises(ValueError, match=r"expected \[9 or 1, N\]"):
         basis.synthesize(bases, jnp.ones((2, N)))
 

@@ -59,7 +59,7 @@ def test_a_folder_without_sweeps_is_named_in_one_line(script, tmp_path, capsys):
 def test_spread_is_the_mean_and_half_of_its_interval(script):
     # Student's t of two degrees of freedom at 0.975 is 4.303; the standard deviation is 1, of 3 values.
     assert script.spread([0.86, 0.87, 0.88], "+") == "+87.00 ± 2.48"
-    assert script.spread([]) == ""
+    assert script.spread([]) == "" and script.spread([0.86]) == "86.00"
 
 
 def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
     for path in (EXPERIMENTS / "fashion_mnist").glob("*.py"):
         shutil.copy(path, tmp_path)
     monkeypatch.setattr(script, "HERE", tmp_path)
-    for name in ("bases_width", "coefficients", "baselines", "recipe"):
+    for name in ("bases_width", "longer", "coefficients", "baselines", "recipe"):
         rows = []
         for yielded in runpy.run_path(str(tmp_path / f"{name}.py"))["sweep"]():
             run, model = sweep.name_of(yielded), {"dy": "dynamic"}.get(yielded.get("model"), yielded.get("model"))
@@ -100,8 +100,11 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
     both = "+10.00 ± 0.00 | +10.00 ± 0.00"
     assert f"| basisnet | 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 | {both} |" in tables["bases_width"]
     assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in tables["bases_width"]
+    row = "| 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |"
+    assert f"| basisnet {row} {both} |" in tables["longer"]
+    assert f"| basisnet, constant coefficients {row} {both} |" in tables["longer"]
     assert "| 50.0 ± 0.0 | 0.300M | 40.0 ± 0.0 | -1.00 ± 0.00 |" in tables["early_termination"]
     assert "| CondConv | 0.5 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  | -10.00 ± 0.00 |" in tables["baselines"]
     assert "| distillation | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["recipe"]
     assert "| constant | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["coefficients"]
-    assert len(list(tmp_path.glob("*.png"))) == 7
+    assert len(list(tmp_path.glob("*.png"))) == 8

@@ -264,6 +264,10 @@ def test_a_sweep_is_averaged_over_its_seeds(swept, capsys):
     ]
     assert "<i>" not in content and "accuracy.png" in content and "data:image/png" in content
     assert not re.findall(r"https?://", content)
+    foreign = folder.parent / "foreign"  # a run's teacher, say, with a report of its own
+    foreign.mkdir()
+    (foreign / "report.html").write_text("another report")
+    assert "foreign" not in shown(swept([row | {"note": str(foreign)} for row in ROWS]), capsys).split("All columns")[0]
     elsewhere = folder.parent / "page.html"
     assert 'href="a%20sweep/runs/static-1/report.html"' in shown(folder, capsys, f"--output={elsewhere}")
 

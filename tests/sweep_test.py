@@ -171,6 +171,27 @@ def test_names_are_folders_that_differ_where_the_runs_do():
     assert len(set(names)) == 3 and all("/" not in name and len(name) < 200 for name in names)
 
 
+@pytest.mark.parametrize("path", ["a/b", "x" * 500])
+def test_names_that_characters_or_length_forbid_still_tell_seeds_from_settings(path):
+    kinds = [{"config.init_from": path}, {"config.init_from": path + "c"}]
+    rows = [
+        {"run": sweep.name_of({"seed": seed, **kind}), "model": "static", "width": 1, "num_bases": 1, "madds": 1}
+        | {"top1": seed}
+        for kind in kinds
+        for seed in range(3)
+    ]
+    assert len({row["run"] for row in rows}) == 6
+    assert [(point["n"], point["mean"]) for point in plots.averaged(rows)] == [(3, 100), (3, 100)]
+
+
+def test_a_job_of_the_user_may_have_any_name(tmp_path, monkeypatch):
+    def squeue(*args, **kwargs):
+        return subprocess.CompletedProcess(args, 0, "my own job 12\nsweep-1 13\n", "")
+
+    monkeypatch.setattr(subprocess, "run", squeue)
+    assert launchers.Slurm.read_queue(None) == {"my own job": "12", "sweep-1": "13"}
+
+
 def test_runs_that_fail_or_die_do_not_stop_the_others(fake, write, tmp_path, capsys):
     flags = write(*({"seed": seed} for seed in range(4)))
     assert cli.main(["sweep", *flags, "--jobs=2"]) == 1

@@ -291,7 +291,7 @@ def test_a_static_network(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_agrees_with_the_evaluation_of_training(copy):
+def test_evaluate_agrees_with_the_evaluation_of_training(copy, flags):
     at_the_end = evaluation(copy)
     best = max((row for row in rows(copy) if row["split"] == "validation"), key=lambda row: row["top1"])["step"]
 
@@ -307,6 +307,9 @@ def test_evaluate_agrees_with_the_evaluation_of_training(copy):
 
     assert cli.main(["evaluate", f"--workdir={copy}", "--checkpoint=best"]) == 0
     assert evaluation(copy)["step"] == best
+
+    assert cli.main(["train", *flags, f"--workdir={copy}"]) == 0  # has nothing to train, but the last step's report
+    assert evaluation(copy) == at_the_end
 
     assert cli.main(["evaluate", f"--workdir={copy}", "--checkpoint=15", "--threshold=0.5"]) == 0
     other = evaluation(copy)

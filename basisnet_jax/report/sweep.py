@@ -35,9 +35,7 @@ def render(workdir: str, links_from: str) -> Html:
         for setting, members in groups.items()
     ]
     shown = [*settings, *(name for name in ("seed", *averaged, *OF_A_RUN) if name in columns)]
-    by_run = [
-        [linked(workdir, row, columns, links_from), *(formatted(name, row[name]) for name in shown)] for row in rows
-    ]
+    by_run = [[linked(workdir, row, links_from), *(formatted(name, row[name]) for name in shown)] for row in rows]
     pictures = sorted(pathlib.Path(workdir).glob("*.png"))
     lead = f"{len(rows)} finished runs of {len(groups)} settings."
     every_column = page.table(columns, [[row[name] for name in columns] for row in rows], texts=len(columns))
@@ -126,15 +124,14 @@ def spelled(name: str) -> str:
     return " ".join(filter(None, (words.get(word, word) for word in name.split("_"))))
 
 
-def linked(workdir: str, row: dict, columns: list[str], links_from: str) -> Html:
-    """The run's name, with a link to its report where there is one: in the folder that a column names, or in runs/."""
+def linked(workdir: str, row: dict, links_from: str) -> Html:
+    """The run's name, with a link to its report where there is one: in the folder of that name, or in runs/."""
     name = row.get("run") or next(iter(row.values()))
-    for value in [row[column] for column in columns if row[column]]:
-        for folder in ("", "runs"):
-            report = os.path.join(workdir, folder, value, "report.html")
-            if os.path.isfile(report):
-                relative = os.path.relpath(report, links_from)
-                return element("a", name, href=urllib.parse.quote(relative), class_="name")
+    for folder in ("", "runs"):
+        report = os.path.join(workdir, folder, name, "report.html")
+        if os.path.isfile(report):
+            relative = os.path.relpath(report, links_from)
+            return element("a", name, href=urllib.parse.quote(relative), class_="name")
     return element("span", name, class_="name")
 
 

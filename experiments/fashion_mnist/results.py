@@ -275,11 +275,12 @@ def column(rows: list[dict], name: str) -> list[float]:
 
 
 def spread(values: list[float], sign: str = "", digits: int = 2) -> str:
-    """Fractions as a percentage, "86.44 ± 0.31": the mean, and half of its 95 % interval."""
+    """Fractions as a percentage, "86.44 ± 0.31": the mean, and half of its 95 % interval if there are several."""
     if not values:
         return ""
     percent = [100 * value for value in values]
-    return f"{statistics.mean(percent):{sign}.{digits}f} ± {plots.half_interval(percent):.{digits}f}"
+    interval = f" ± {plots.half_interval(percent):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(percent):{sign}.{digits}f}{interval}"
 
 
 def millions(madds: str | float) -> str:
