@@ -11,8 +11,8 @@ shape and backend, and every path gives what 'loop' gives, forward and gradient:
     loop        one ordinary convolution per example: slow, readable, the reference; gathers a sharded batch
 
 `conv_general_dilated` runs the pointwise and depthwise layers and small stems of static networks in the same ways, so
-that a static network and a basis network are compared fairly. Times below were measured on a 2-core CPU, in float32; what
-is said of TPU, on programs compiled for v5e. Nothing here was measured on a GPU.
+that a static network and a basis network are compared fairly. Times below were measured on a 2-core CPU, in float32;
+what is said of TPU, on programs compiled for v5e. Nothing here was measured on a GPU.
 """
 
 import contextlib

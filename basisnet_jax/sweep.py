@@ -137,7 +137,7 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path) -> Run:
 
 
 def name_of(yielded: dict) -> str:
-    """`bases=4,seed=0`: a folder's name, with a digest of all but the seed where characters or length do not allow it."""
+    """`bases=4,seed=0`: a folder's name. Where characters or length forbid it, with a digest of all but the seed."""
     parts = [f"{key.removeprefix('config.')}={value}" for key, value in yielded.items()]
     whole = ",".join(parts) or "base"
     if re.fullmatch(r"[\w.,=+-]{,120}", whole):

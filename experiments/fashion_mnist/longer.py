@@ -2,8 +2,8 @@
 
     basisnet sweep --sweep=experiments/fashion_mnist/longer.py --workdir=runs/fashion_mnist/longer
 
-The two things by which a network of bases_width.py gained most. Constant coefficients are again the control. Three seeds;
-seven at width 0.25.
+The two things by which a network of bases_width.py gained most. Constant coefficients are again the control. Three
+seeds; seven of the comparison at width 0.25.
 """
 
 CONFIG = "configs/fashion_mnist.py"
