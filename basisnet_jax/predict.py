@@ -61,7 +61,10 @@ def predict(
     else:
         run = runs.load(workdir, which)
         names, config = runs.load_classes(workdir, run.config.num_classes), run.config
-        rule = runs.rule(workdir, run.step, threshold) or Rule()
+        rule = runs.rule(workdir, run.step, threshold)
+        if rule is None and config.model == "basisnet":
+            print(f"basisnet: no threshold is known for step {run.step}: no image stops at the preview", file=sys.stderr)
+        rule = rule or Rule()
         answer = make_answer(run, rule, min(BATCH_SIZE, len(paths)))
     show = printer(form, width=max(map(len, ("file", *paths))))
     waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read
