@@ -63,7 +63,9 @@ def predict(
         names, config = runs.load_classes(workdir, run.config.num_classes), run.config
         rule = runs.rule(workdir, run.step, threshold)
         if rule is None and config.model == "basisnet":
-            print(f"basisnet: no threshold is known for step {run.step}: no image stops at the preview", file=sys.stderr)
+            print(
+                f"basisnet: no threshold is known for step {run.step}: no image stops at the preview", file=sys.stderr
+            )
         rule = rule or Rule()
         answer = make_answer(run, rule, min(BATCH_SIZE, len(paths)))
     show = printer(form, width=max(map(len, ("file", *paths))))

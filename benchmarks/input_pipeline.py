@@ -5,10 +5,10 @@
 The pipeline is `pipeline.train_batches` of configs/imagenet_basisnet_mv3.py (distorted crop, flip), without and with
 AutoAugment, on JPEGs of 500x375 that are made from photographs inside scikit-image (extra `torch`) and scikit-learn,
 so many that no epoch ends while it is timed: to build the pipeline of the next takes time that ImageNet, with 1.3M
-images, does not notice. Two references take turns with it, in milliseconds an image, over the same files, threads and
-batch, with crops drawn beforehand: one that decodes, crops and resizes without antialiasing, and one with
-(`tf.image.resize`), as the pipeline does. `ratio` is the pipeline's time over that; `rate` its inverse, the share of
-the reference's images a second.
+images, does not notice. Before each turn the batches that were made ahead are taken. Two references take turns with it,
+in milliseconds an image, over the same files, threads and batch, with crops drawn beforehand: one that decodes, crops
+and resizes without antialiasing, and one with (`tf.image.resize`), as the pipeline does. `ratio` is the pipeline's time
+over that; `rate` its inverse, the share of the reference's images a second.
 
 `--start` times a run of configs/digits.py (one epoch) instead, from the start of the process to its first step and of
 compilation in it: JAX's persistent cache switched off, empty, and filled (JAX_COMPILATION_CACHE_DIR). The reference is
@@ -39,6 +39,7 @@ import photographs
 
 HEIGHT, WIDTH = 375, 500  # ImageNet's most common size
 BATCH = 64
+AHEAD = 6  # batches; no fewer than what a stream makes while nobody asks, in the other's turn
 
 
 def write_jpegs(root: pathlib.Path, number: int, copies: int) -> None:
@@ -84,12 +85,12 @@ def bare(files: list[pathlib.Path], config, antialias: bool):
 
 
 def of_pipeline(quick: bool) -> list[dict]:
-    number, batches, turns = (192, 5, 3) if quick else (960, 15, 7)
+    number, batches, turns = (192, 5, 3) if quick else (960, 15, 5)
     config = imagenet_basisnet_mv3.get_config()
     config.batch_size, config.num_classes, config.train_split = BATCH, len(photographs.NAMES) + 2, "train"
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder, "photographs")
-        write_jpegs(root, number, copies=2 + (turns + 1) * batches * BATCH // number)
+        write_jpegs(root, number, copies=2 + (turns + 1) * (AHEAD + batches) * BATCH // number)
         for split in ("validation", "test"):  # so that training has all the others
             first = next((root / "train").rglob("*.jpg"))
             (root / split / first.parent.name).mkdir(parents=True)
@@ -103,16 +104,17 @@ def of_pipeline(quick: bool) -> list[dict]:
             for name, reference in references.items():
                 stream = pipeline.train_batches(config)
 
-                def take(batches_of):
-                    for _ in range(batches):
+                def take(batches_of, number):
+                    for _ in range(number):
                         next(batches_of)
 
                 row = measure.compare(
                     f"pipeline{' with AutoAugment' if policy else ''} / decode, crop, resize{name}",
-                    lambda stream=stream: take(stream),
-                    lambda reference=reference: take(reference),
+                    lambda number=batches, stream=stream: take(stream, number),
+                    lambda number=batches, reference=reference: take(reference, number),
                     turns,
                     batches * BATCH,
+                    settle=lambda run: run(AHEAD),
                 )
                 row |= {"rate": 1 / row["ratio"], "cpu_rate": 1 / row["cpu_ratio"]}
                 row["images_per_second"] = 1000 / row["ours_ms"]

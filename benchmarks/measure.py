@@ -21,15 +21,23 @@ def flags(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def compare(name: str, ours: Callable, reference: Callable, turns: int, batches: int = 1) -> dict[str, float | str]:
+def compare(
+    name: str,
+    ours: Callable,
+    reference: Callable,
+    turns: int,
+    batches: int = 1,
+    settle: Callable[[Callable], None] = lambda run: None,
+) -> dict[str, float | str]:
     """The row of two functions that take turns, per batch; the first turn, which compiles, does not count.
 
-    A function must not return before its work is done. `cpu_ratio` is of processor time, which other programs on the
-    machine disturb less.
+    A function must not return before its work is done, or `settle(function)`, called before each turn, not before the
+    work of the other's turn is. `cpu_ratio` is of processor time, which other programs on the machine disturb less.
     """
     times = {ours: [], reference: []}  # (wall, processor)
     for _ in range(turns + 1):
         for run, of_run in times.items():
+            settle(run)
             begin = np.array([time.perf_counter(), time.process_time()])
             run()
             of_run.append(np.array([time.perf_counter(), time.process_time()]) - begin)
