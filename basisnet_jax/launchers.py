@@ -184,11 +184,9 @@ class Slurm:
     def read_queue(self) -> dict[str, str] | None:
         """{name: number} of the user's jobs that wait or run; None if Slurm does not answer."""
         asked = subprocess.run(["squeue", "--me", "--noheader", "--format=%j %i"], capture_output=True, text=True)
-        return (
-            None
-            if asked.returncode
-            else dict(line.rsplit(maxsplit=1) for line in asked.stdout.splitlines() if " " in line)
-        )
+        if asked.returncode:
+            return None
+        return dict(line.rsplit(maxsplit=1) for line in asked.stdout.splitlines() if " " in line)
 
     def reason(self, run) -> str | None:
         """What Slurm had to say of a run's last job, such as that its time was up."""

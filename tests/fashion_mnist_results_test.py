@@ -80,6 +80,7 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
             row |= {"num_bases": yielded.get("bases", 1 if model == "static" else 8), "madds": 1e6 * row["width"]}
             row |= {"top1": 0.9 if row["model"] == "basisnet" else 0.8, "train_top1": 0.7}
             if row["model"] == "basisnet":
+                row["top1"] -= 0.01 * ("temperature=1000000.0" in run and name == "longer")
                 row |= {"preview_top1": 0.5, "early_termination_share": 0.5, "early_termination_top1": 0.89}
                 row |= {"early_termination_mean_madds": 0.6e6 * row["width"]}
                 folder = tmp_path / "runs" / name / "runs" / run
@@ -102,7 +103,8 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
     assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in tables["bases_width"]
     row = "| 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |"
     assert f"| basisnet {row} {both} |" in tables["longer"]
-    assert f"| basisnet, constant coefficients {row} {both} |" in tables["longer"]
+    row, both = row.replace("90.00", "89.00"), both.replace("10.00", "9.00")
+    assert f"| basisnet, constant coefficients {row} {both} | 80.00 ± 0.00 | -1.00 ± 0.00 |" in tables["longer"]
     assert "| 50.0 ± 0.0 | 0.300M | 40.0 ± 0.0 | -1.00 ± 0.00 |" in tables["early_termination"]
     assert "| CondConv | 0.5 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  | -10.00 ± 0.00 |" in tables["baselines"]
     assert "| distillation | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["recipe"]

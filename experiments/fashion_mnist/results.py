@@ -156,24 +156,37 @@ def headline() -> str:
 
 
 def comparison(name: str) -> str:
-    """Each network, mean over seeds, against the static one of its width and of its multiply-adds."""
+    """Each network, mean over seeds, against the static one of its width and of its multiply-adds.
+
+    What an experiment changes is compared with the same network unchanged as well.
+    """
     rows = [row | {"changed": changed(name, row)} for row in read(name)]
-    lines = [
-        "| model | width | bases | MAdds | training top-1 | top-1 | to static, equal width | to static, equal MAdds |"
-    ]
-    lines.append("|---" * 8 + "|")
+    columns = ["model", "width", "bases", "MAdds", "training top-1", "top-1", "to static, equal width"]
+    columns += ["to static, equal MAdds", "static, equal MAdds"]
+    columns += ["to unchanged"] * any(row["changed"] for row in rows)
+    lines = [row_of(*columns), "|---" * len(columns) + "|"]
     for group in groups(rows, "model", "width", "num_bases", "changed"):
-        first, differences = group[0], ["", ""]
+        first, differences = group[0], [""] * (len(columns) - 6)
         if first["model"] != "static":
-            same = {row["seed"]: row for row in rows if row["model"] == "static" and row["width"] == first["width"]}
-            differences = [
-                spread([number(row, "top1") - number(same[row["seed"]], "top1") for row in group], "+"),
-                spread(at_equal_madds(rows, group), "+"),
-            ]
+            static = [value for row in group if (value := static_at(rows, row)) is not None]
+            plain = less(rows, group, model="static", num_bases="1", changed=())
+            differences = [spread(plain, "+"), spread(at_equal_madds(rows, group), "+"), spread(static)]
+            differences += [spread(less(rows, group, changed=()), "+") if first["changed"] else ""]
         label = ", ".join([first["model"], *first["changed"]])
         cells = [label, first["width"], first["num_bases"], millions(first["madds"])]
-        lines.append(row_of(*cells, spread(column(group, "train_top1")), spread(column(group, "top1")), *differences))
+        cells += [spread(column(group, "train_top1")), spread(column(group, "top1")), *differences]
+        lines.append(row_of(*cells[: len(columns)]))
     return "\n".join(lines)
+
+
+def less(rows: list[dict], group: list[dict], **other: str | tuple) -> list[float]:
+    """Top-1 of each row less that of the run of its width and seed that differs from it as `other` says."""
+
+    def key(row):
+        return tuple(row[name] for name in ("model", "width", "num_bases", "changed", "seed"))
+
+    top1 = {key(row): number(row, "top1") for row in rows}
+    return [number(row, "top1") - top1[key(row | other)] for row in group]
 
 
 def changed(name: str, row: dict) -> tuple[str, ...]:
@@ -196,21 +209,23 @@ def bases() -> str:
 
 
 def at_equal_madds(rows: list[dict], group: list[dict]) -> list[float]:
-    """Top-1 of each row less what the static network of its seed has at its multiply-adds.
+    """Top-1 of each row less what the static network of its seed has at its multiply-adds, where that is known."""
+    return [number(row, "top1") - static for row in group if (static := static_at(rows, row)) is not None]
 
-    That lies on the line between the two nearest widths; a row beyond the last of them is left out.
+
+def static_at(rows: list[dict], row: dict) -> float | None:
+    """Top-1 of the static network of the row's seed at its multiply-adds: on the line between the two nearest widths.
+
+    None beyond the last of them.
     """
-    differences = []
-    for row in group:
-        points = sorted(
-            (number(other, "madds"), number(other, "top1"))
-            for other in rows
-            if other["model"] == "static" and other["seed"] == row["seed"]
-        )
-        if points and number(row, "madds") <= points[-1][0]:
-            static = np.interp(number(row, "madds"), *zip(*points, strict=True))
-            differences.append(number(row, "top1") - float(static))
-    return differences
+    points = sorted(
+        (number(other, "madds"), number(other, "top1"))
+        for other in rows
+        if other["model"] == "static" and other["seed"] == row["seed"]
+    )
+    if not points or number(row, "madds") > points[-1][0]:
+        return None
+    return float(np.interp(number(row, "madds"), *zip(*points, strict=True)))
 
 
 def early_termination() -> str:
