@@ -24,6 +24,7 @@ from flax import nnx
 
 from basisnet_jax import conv as conv_lib
 from basisnet_jax import initializers
+from basisnet_jax.platforms import platform
 
 ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels: `product_of_mixture`
 
@@ -31,7 +32,7 @@ ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels:
 def mix(coefficients_BN: jax.Array, kernels_N: jax.Array) -> jax.Array:
     """Every example's kernel, sum_n coefficients[b, n] * kernels[n]: [B, N], [N, ...] -> [B, ...]."""
     coefficients_BN = coefficients_BN.astype(kernels_N.dtype)
-    if conv_lib.platform() == "cpu":  # the gradient of the einsum copies and transposes there: half as long again
+    if platform() == "cpu":  # the gradient of the einsum copies and transposes there: half as long again
         mixed_BP = coefficients_BN @ kernels_N.reshape(kernels_N.shape[0], -1)
         return mixed_BP.reshape(-1, *kernels_N.shape[1:])
     return jnp.einsum("bn,n...->b...", coefficients_BN, kernels_N)
@@ -79,7 +80,7 @@ class BasisLayer(nnx.Module):
         def mix_and_apply(x, coefficients, kernels_N):
             if path == ONE_PRODUCT:
                 return product_of_mixture(x, coefficients, kernels_N)
-            if conv_lib.platform() == "cpu":
+            if platform() == "cpu":
                 # Only when x is there: XLA would mix the kernels of all layers first and hold them all, 183 MB more in
                 # the forward pass of imagenet_basisnet_mv3 for 32 images.
                 coefficients += 0 * jax.lax.stop_gradient(x.reshape(x.shape[0], -1)[:, :1]).astype(coefficients.dtype)
@@ -100,7 +101,7 @@ class BasisConv(BasisLayer):
     path: str | None = None
 
     def path_for(self, x) -> str:
-        """How an input of x's shape is convolved on `conv.platform()`."""
+        """How an input of x's shape is convolved on `platforms.platform()`."""
         possible = conv_lib.paths(x.shape, self.layer.kernel.shape[1:], **self.geometry)
         if self.path is None and possible[0] == "pointwise" and math.prod(x.shape[1:-1]) == 1:
             return ONE_PRODUCT

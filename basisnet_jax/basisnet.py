@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, coefficients, conv, initializers
+from basisnet_jax import basis, coefficients, initializers
+from basisnet_jax.platforms import platform
 
 
 class Outputs(NamedTuple):
@@ -111,7 +112,7 @@ def _resize_rows(images: jax.Array, size: int) -> jax.Array:
     weights = np.maximum(0, 1 - np.abs(pixels - centres) / reach) * ((pixels >= 0) & (pixels < height))
     weights = (weights / weights.sum(axis=1, keepdims=True)).astype(images.dtype)
     pixels = pixels.clip(0, height - 1)
-    if conv.platform() != "cpu":
+    if platform() != "cpu":
         dense = np.zeros((size, height), weights.dtype)
         np.add.at(dense, (np.arange(size)[:, None], pixels), weights)
         dense = jnp.broadcast_to(dense, (batch, size, height))

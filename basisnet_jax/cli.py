@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 # Before anything imports TensorFlow: its start-up notes are no news to the user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on some processors it tells of oneDNN at any level; none needs it
 
 import ml_collections
 from absl import flags, logging
@@ -49,11 +50,14 @@ def evaluate(argv: list[str]) -> None:
 def madds(argv: list[str]) -> None:
     """basisnet madds --config=FILE[:args] [--json] [--share=0.35]"""
     parsed = parse(argv, "config", json=False, share="0.35")
+    import jax
+
     from basisnet_jax import evaluate, madds, models
     from basisnet_jax.data import pipeline
 
     config = pipeline.completed(resolve(parsed.config))
-    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    images = config.batch_size // config.accumulate // jax.device_count()
+    items = madds.count(models.create_abstract(config), evaluate.image_shape(config), images)
     share = number("share", parsed.share)
     print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
 

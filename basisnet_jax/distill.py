@@ -112,7 +112,8 @@ def predict(config, teacher: Teacher) -> dict[str, np.ndarray]:
     print(f"computing the predictions of the teacher in {teacher.name} on {count} images, once", flush=True)
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     weights = jax.device_put(teacher.weights, partition.replicated(mesh))
-    step = jax.jit(lambda weights, images: teacher.logits(weights, images.astype(jnp.float32)).astype(jnp.float16))
+    step = lambda weights, images: teacher.logits(weights, images.astype(jnp.float32)).astype(jnp.float16)  # noqa: E731
+    step = jax.jit(partition.inside(mesh, step))
     gathered = []
     for batch in pipeline.eval_batches(config, config.train_split, ids=True):
         # As bytes, because between processes only arrays of numbers travel.

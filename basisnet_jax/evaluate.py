@@ -97,7 +97,6 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
     """
     rule = rule or Rule()
 
-    @jax.jit
     def step(params, batch_stats, batch):
         outputs = functions.evaluate(params, batch_stats, normalize(batch["image"], config))
         targets = losses.targets(batch["label"], config.num_classes)
@@ -114,6 +113,8 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
             if outputs.preview_logits is not None:
                 rows["preview_logits"] = outputs.preview_logits.astype(jnp.float32)
         return rows
+
+    step = jax.jit(partition.inside(mesh, step))
 
     def per_example(params, batch_stats, split):
         gathered = []

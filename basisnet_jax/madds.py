@@ -15,8 +15,9 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from basisnet_jax import baselines, basis, conv
+from basisnet_jax import baselines, basis
 from basisnet_jax.basisnet import BasisNet
+from basisnet_jax.platforms import platform
 
 
 class Item(NamedTuple):
@@ -27,14 +28,15 @@ class Item(NamedTuple):
     kind: str  # "convolution", "depthwise", "linear" or "mixing"
     madds: int
     params: int
-    path: str = ""  # of a layer that has bases: how it is executed on `conv.platform()`, see `basis.BasisConv`
+    path: str = ""  # of a layer that has bases: how it is executed on `platforms.platform()`, see `basis.BasisConv`
 
 
-def count(model: nnx.Module, image_shape: tuple[int, int, int]) -> list[Item]:
+def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1) -> list[Item]:
     """The items of one forward pass on one image of shape (H, W, C), in the order in which the layers run.
 
     The model is only traced: nothing is computed. Layers other than `nnx.Conv`, `nnx.Linear` and their basis forms do
-    not count, so a network that multiplies matrices by itself is undercounted.
+    not count, so a network that multiplies matrices by itself is undercounted. Paths are those that a device takes with
+    so many images at once.
     """
     model = nnx.clone(model)
     model.eval()
@@ -56,7 +58,7 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int]) -> list[Item]:
         stage = _stage(model, name)
         if mixes:
             items.append(Item(name, stage, "mixing", layer.num_bases * weights, 0))
-        path = layer.path_for(inputs) if mixes else ""
+        path = layer.path_for(inputs.update(shape=(images, *inputs.shape[1:]))) if mixes else ""
         items.append(Item(name, stage, kind, positions * weights, params, path))
 
     def run(model, image):
@@ -148,5 +150,5 @@ def table(items: list[Item], share: float) -> str:
         mean = with_early_termination(items, share) / 1e6
         lines.append(f"on average    {mean:>9.2f}M if {share:.0%} of the images stop at the preview")
     if paths := execution(items):
-        lines.append(f"paths on {conv.platform()}: {paths}")
+        lines.append(f"paths on {platform()}: {paths}")
     return "\n".join(lines)

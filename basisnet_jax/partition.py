@@ -12,9 +12,10 @@ The rules see nothing but shapes, so the params, averages and moments of one ker
 
 import collections
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -75,6 +76,17 @@ def create_mesh(batch_size: int, fsdp: int = 1, devices: Sequence[jax.Device] | 
         raise UserError(f"config.fsdp={fsdp} does not divide the {count} devices")
     shape, types = (count // fsdp, fsdp), (AxisType.Auto,) * 2
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=types, devices=devices)
+
+
+def inside(mesh: Mesh, function: Callable) -> Callable:
+    """The function, to be jitted, told of the mesh: what XLA cannot split over devices by itself then can."""
+
+    @functools.wraps(function)
+    def told(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return told
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

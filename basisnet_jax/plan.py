@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
 
-from basisnet_jax import conv, distill, evaluate, hlo, madds, models, optimizer, partition
+from basisnet_jax import distill, evaluate, hlo, madds, models, optimizer, partition, platforms
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.train_step import create_state, make_train_step
@@ -114,8 +114,9 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
         "hbm": chip.memory,
     }
     begin = time.perf_counter()
-    with conv.paths_for("tpu"):
-        items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    with platforms.paths_for("tpu"):
+        share = config.batch_size // config.accumulate // len(devices)
+        items = madds.count(models.create_abstract(config), evaluate.image_shape(config), share)
         report["paths"] = madds.execution(items)
         lowered = lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples)
     try:
@@ -191,7 +192,7 @@ def lower(config, mesh, examples: int | None) -> jax.stages.Lowered:
         constants.append(placed(teacher.weights, partition.of_state(teacher.weights, mesh)))
         logits = teacher.logits
     step = make_train_step(config, functions, tx, optimizer.temperature(config.coefficients, steps_per_epoch), logits)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    step = jax.jit(partition.inside(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated))
     return step.lower(placed(state, shardings), batch, *constants)
 
 

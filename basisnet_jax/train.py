@@ -80,6 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
 
         batches, teacher_logits, constants = with_teacher(config, teacher, first_step, mesh)
         train_step = make_train_step(config, functions, tx, temperature, teacher_logits)
+        train_step = partition.inside(mesh, train_step)
         train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh)))
         eval_mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
         validate = evaluate.make_per_example(config, functions, eval_mesh)

@@ -21,13 +21,12 @@ from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 from preview_and_static import PreviewAndStatic, train_step
 
-from basisnet_jax import cli, conv, hlo, models, plan
+from basisnet_jax import cli, hlo, models, plan, platforms
 
 REFERENCE = "static + preview"
 PATHS = {  # of BasisNet: {kind of layer: path}; what is not named is conv.py's choice
     "chosen": {},
-    "folded depthwise": {"depthwise": "folded"},
-    "shifted sum for all depthwise": {"depthwise": "depthwise"},
+    "depthwise by XLA": {"depthwise": "depthwise"},
     "general for pointwise": {"pointwise": "general"},
 }
 
@@ -59,7 +58,7 @@ def compiled(candidate: str, config, device, chip: plan.Chip) -> dict:
     }
     on_chip = jax.sharding.SingleDeviceSharding(device)
     begin = time.perf_counter()
-    with conv.paths_for("tpu"):
+    with platforms.paths_for("tpu"):
         jitted = jax.jit(step, donate_argnums=0, in_shardings=on_chip, out_shardings=on_chip)
         lowered = jitted.lower(state, batch, jax.eval_shape(jax.random.key, config.seed))
     traced = time.perf_counter()

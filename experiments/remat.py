@@ -11,12 +11,12 @@ import argparse
 
 import jax
 
-from basisnet_jax import basis, cli, conv, models, partition, plan
+from basisnet_jax import basis, cli, models, partition, plan, platforms
 
 
 def temporaries(config, devices) -> int:
     """Bytes on each device."""
-    with conv.paths_for(devices[0].platform):
+    with platforms.paths_for(devices[0].platform):
         lowered = plan.lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples=None)
     on_cpu = {"xla_backend_optimization_level": 0}  # of machine code only
     options = on_cpu if devices[0].platform == "cpu" else {"exec_time_optimization_effort": -1.0}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis, basisnet, conv, models
+from basisnet_jax import basis, basisnet, models, platforms
 from basisnet_jax.errors import UserError
 
 
@@ -147,6 +147,6 @@ def test_resizing_is_that_of_jax(shape, platform):
     *sides, size = shape
     images = np.random.default_rng(0).normal(size=(2, *sides, 3)).astype(np.float32)
     expected = jax.image.resize(images, (2, size, size, 3), "bilinear")
-    with conv.paths_for(platform):
+    with platforms.paths_for(platform):
         np.testing.assert_allclose(basisnet.resize(images, size), expected, atol=5e-5)
         assert basisnet.resize(images.astype(jnp.bfloat16), size).dtype == jnp.bfloat16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import conv
+from basisnet_jax import platforms
 from basisnet_jax.networks import batch_norm
 from basisnet_jax.networks.blocks import ACTIVATIONS
 
@@ -29,7 +29,7 @@ def test_gradient(shape, platform):
     x = jnp.asarray(random.normal(0.7, 2, shape))
     scale, bias = (jnp.asarray(random.normal(size=shape[-1])) for _ in range(2))
     dy = jnp.asarray(random.normal(size=shape))
-    with jax.enable_x64(True), conv.paths_for(platform):
+    with jax.enable_x64(True), platforms.paths_for(platform):
         arrays = [jnp.asarray(np.asarray(array), jnp.float64) for array in (x, scale, bias)]
         for activation in (jax.nn.swish, jax.nn.hard_swish, nnx.identity):
             definition = functools.partial(by_definition, activation=activation)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import conv
+from basisnet_jax import conv, platforms
 
 SIZES = [(8, 5), (7, 6)]  # each axis once even and once odd
 # Kernel, stride, padding, size. At stride 1 "half" is 'SAME'.
@@ -50,7 +50,7 @@ def assert_equals_loop(x, kernels, paths, **options):
         results = []
         for path in ("loop", *paths):
             for platform in ("cpu", "tpu") if path == "depthwise" else ("cpu",):
-                with conv.paths_for(platform):
+                with platforms.paths_for(platform):
                     f = partial(conv.conv_per_example, path=path, **options)
                     results.append(value_and_gradients(f, x, kernels))
         return results
@@ -94,7 +94,7 @@ def test_general(kernel, stride, padding, size):
 )
 def test_depthwise_of_other_shapes(x, window, outputs, options):
     x, kernels = normal(0, *x), normal(1, x[0], *window, 1, outputs)
-    assert_equals_loop(x, kernels, ["depthwise", "folded", "general"], **options)
+    assert_equals_loop(x, kernels, ["depthwise", "general"], **options)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_depthwise_of_other_shapes(x, window, outputs, options):
 )
 def test_general_of_other_shapes(x, kernels, options):
     stem = [] if "groups" in options else ["stem"]
-    assert_equals_loop(normal(0, *x), normal(1, *kernels), ["general", "folded", *stem], **options)
+    assert_equals_loop(normal(0, *x), normal(1, *kernels), ["general", *stem], **options)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -141,7 +141,7 @@ def test_static_equals_lax(kernel, stride, padding, size, inputs, outputs, group
 @pytest.mark.parametrize(
     ("kernel", "shifted", "options"),
     [
-        ((3, 3, 1, 4), "_shifted_sum", {"feature_group_count": 4, "rhs_dilation": (2, 2), "precision": "highest"}),
+        ((3, 3, 1, 4), "shifted_sum", {"feature_group_count": 4, "rhs_dilation": (2, 2), "precision": "highest"}),
         ((3, 3, 4, 4), "_stem", {"rhs_dilation": (2, 2), "precision": "highest"}),
         ((3, 3, 4, 17), False, {}),
         ((4, 3, 4, 4), False, {}),
@@ -156,7 +156,7 @@ def test_static_drop_in_shifts_only_depthwise_and_stems(kernel, shifted, options
     options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC} | options
     expected = jax.lax.conv_general_dilated(x, rhs, **options)
     calls = []
-    for name in ("_shifted_sum", "_stem"):
+    for name in ("shifted_sum", "_stem"):
         function = getattr(conv, name)
         monkeypatch.setattr(conv, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
     actual = conv.conv_general_dilated(x, rhs, **options)
@@ -195,28 +195,29 @@ def test_static_drop_in_serves_nnx():
     [
         ("cpu", 4, 1, "_depthwise"),
         ("cpu", 4, 2, "_depthwise"),
-        ("tpu", 4, 1, "_depthwise"),
-        ("tpu", 4, 2, "_folded"),
-        ("gpu", 4, 2, "_depthwise"),
+        ("tpu", 4, 1, "_depthwise"),  # fewer channels than a tile
+        ("tpu", 8, 2, "on_lanes"),
+        ("gpu", 8, 2, "_depthwise"),
         ("cpu", 1, 2, "_stem"),
         ("tpu", 1, 2, "_general"),
     ],
 )
 def test_choice_by_backend(backend, groups, strides, expected, monkeypatch):
     monkeypatch.setattr(conv, expected, lambda *_: "chosen")
-    x, kernels = normal(0, 2, 5, 5, 4), normal(1, 2, 3, 3, 4 // groups, 4)
-    with conv.paths_for(backend):
+    channels = max(groups, 4)
+    x, kernels = normal(0, 128, 5, 5, channels), normal(1, 128, 3, 3, channels // groups, channels)
+    with platforms.paths_for(backend):
         assert conv.conv_per_example(x, kernels, groups=groups, strides=strides) == "chosen"
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert conv.conv_per_example(x, kernels, groups=groups, strides=strides) == "chosen"
 
 
 def test_static_drop_in_by_backend(monkeypatch):
-    monkeypatch.setattr(conv, "_shifted_sum", lambda *_: "shifted")
+    monkeypatch.setattr(conv, "shifted_sum", lambda *_: "shifted")
     options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC, "feature_group_count": 4}
     x, rhs = normal(0, 2, 5, 5, 4), normal(1, 3, 3, 1, 4)
     assert conv.conv_general_dilated(x, rhs, **options) == "shifted"
-    with conv.paths_for("tpu"):
+    with platforms.paths_for("tpu"):
         assert conv.conv_general_dilated(x, rhs, **options).shape == x.shape
     assert conv.conv_general_dilated(x, rhs, **options) == "shifted"
 

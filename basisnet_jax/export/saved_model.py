@@ -5,7 +5,7 @@ import pathlib
 
 from jax.experimental import jax2tf
 
-from basisnet_jax import conv
+from basisnet_jax import platforms
 from basisnet_jax.export import stages
 
 
@@ -26,7 +26,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
         )
         function = tf.function(functools.partial(converted, module.weights), autograph=False)
         setattr(module, stage.name, function)
-        with conv.paths_for("gpu"):
+        with platforms.paths_for("gpu"):
             signatures[stage.name] = function.get_concrete_function(*specs)
     tf.saved_model.save(module, str(folder / "saved_model"), signatures)
     return {"batch": "any", "platforms": stages.PLATFORMS}

@@ -9,7 +9,7 @@ import pathlib
 import jax
 from jax import export
 
-from basisnet_jax import conv
+from basisnet_jax import platforms
 from basisnet_jax.export import stages
 
 
@@ -17,7 +17,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
     (batch,) = export.symbolic_shape("b")
     for stage in stages.of(run.model, run.config, rule):
         specs = [jax.ShapeDtypeStruct((batch, *array.shape), array.dtype) for array in stage.inputs.values()]
-        with conv.paths_for("gpu"):
+        with platforms.paths_for("gpu"):
             exported = export.export(jax.jit(stage), platforms=stages.PLATFORMS)(*specs)
         (folder / f"{stage.name}.stablehlo").write_bytes(exported.serialize())
     return {"batch": "any", "platforms": stages.PLATFORMS}

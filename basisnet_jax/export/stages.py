@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, conv, evaluate
+from basisnet_jax import basis, evaluate
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
+from basisnet_jax.windows import explicit_padding
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # for which formats that are not of one device are compiled
 
@@ -143,7 +144,7 @@ def convolve(x: jax.Array, kernel: jax.Array, layer: nnx.Conv, layout: str, is_k
     """What `layer` does to x [1, H, W, I], with another kernel, which the runtime knows beforehand or does not."""
     strides, dilation = (basis._per_dimension(of, layer) for of in (layer.strides, layer.kernel_dilation))
     window = kernel.shape[2:] if layout == "oihw" else kernel.shape[:2]
-    padding = conv._explicit_padding(x.shape[1:-1], window, strides, basis._padding(layer), dilation)
+    padding = explicit_padding(x.shape[1:-1], window, strides, basis._padding(layer), dilation)
     bias = 0 if layer.bias is None else layer.bias[...]
     is_product = layer.feature_group_count == 1 and set(window) == set(strides) == {1} and not any(map(any, padding))
     if layout == "hwio" and is_product and not is_known:

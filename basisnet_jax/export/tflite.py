@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 from jax.experimental import jax2tf
 
-from basisnet_jax import conv
+from basisnet_jax import platforms
 from basisnet_jax.export import stages
 from basisnet_jax.export.requirements import required
 
@@ -22,7 +22,7 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
     import tensorflow as tf
 
     required("ai_edge_litert")  # to run it, which verification does
-    with conv.paths_for("gpu"):
+    with platforms.paths_for("gpu"):
         module, signatures = traced(stages.of(run.model, run.config, rule, kernels="hwio"))
     with tempfile.TemporaryDirectory(dir=folder) as saved_model:
         tf.saved_model.save(module, saved_model, signatures)

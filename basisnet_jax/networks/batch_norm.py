@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from basisnet_jax import conv as conv_lib
 from basisnet_jax.errors import UserError
+from basisnet_jax.platforms import platform
+from basisnet_jax.windows import accumulable
 
 Activation = Callable[[jax.Array], jax.Array]  # elementwise
 
@@ -57,7 +58,7 @@ def normalize(x, scale, bias, epsilon: float, activation: Activation):
 
 
 def _forward(x, scale, bias, epsilon, activation):
-    axes, wide = tuple(range(1, x.ndim - 1)), conv_lib.accumulable(x)
+    axes, wide = tuple(range(1, x.ndim - 1)), accumulable(x)
     mean = wide.mean(axes)
     var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)  # reads x once
     factor = lax.rsqrt(var + epsilon)
@@ -81,7 +82,7 @@ def _backward(epsilon, activation, residuals, cotangents):
         return dz, dz * centred
 
     total, along_x = _sums(summed, x, dy, *statistics)
-    centred, dz = centred_and_dz(conv_lib.accumulable(x), dy, *statistics)
+    centred, dz = centred_and_dz(accumulable(x), dy, *statistics)
     dx = dz - _along(total / samples, x) - centred * _along(jnp.square(factor) * along_x / samples, x)
     return (dx * slope).astype(x.dtype), (factor * along_x).sum(axis=0), total.sum(axis=0)
 
@@ -95,11 +96,11 @@ def _sums(function, *arrays):
     On CPU some rows at a time, over the batch and the width last: XLA would first write down what is to be summed. That
     takes 8 times as long for [16, 112, 112, 64], twice for [16, 28, 28, 120].
     """
-    arrays = [*map(conv_lib.accumulable, arrays)]
+    arrays = [*map(accumulable, arrays)]
     height = arrays[0].shape[2] if arrays[0].ndim > 3 else 1
     rows_at_once = max(1, min(height, 2**18 * height // arrays[0].size))  # a MB of each array
     rows_at_once = next(rows for rows in range(rows_at_once, 0, -1) if height % rows == 0)
-    if conv_lib.platform() != "cpu" or rows_at_once == height:
+    if platform() != "cpu" or rows_at_once == height:
         return [x.sum(axis=tuple(range(1, x.ndim - 1))) for x in function(*arrays)]
 
     def rows(i):

@@ -1,0 +1,223 @@
+"""Depthwise convolution with one kernel per example on a TPU, in Pallas: the examples lie in the lanes of its vectors.
+
+XLA for TPU lays a convolution's activations out with the batch last in memory, [H, W, C, B] with C and B in tiles of
+8x128. There a kernel per example is one more array of tiles, [kh, kw, C, B], and every tap a multiply-add of whole
+tiles: height and width are no part of a tile, so neither shifts nor strides move anything within one. XLA's own fusions
+of the same sum write the padded input and the interleaved gradient down, in float32, and copy them between layouts.
+
+A program has one tile of channels and examples, and some rows, which it copies to memory of the chip in float32, padded
+with zeros. All is read once and written once, but for rows that two programs share. On other platforms the kernels are
+interpreted, slowly.
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+CHANNELS, LANES = 8, 128  # of a tile
+MEMORY = 12 * 2**20  # bytes of the chip's memory for a program; the compiler grants 16 MiB
+
+
+class Axis(NamedTuple):
+    """Height or width: result[u * phases + p] is the sum of source[u * step + shift] * kernel[tap] over phase p's taps.
+
+    A forward pass has one phase, and steps of the stride; the gradient of the input steps of one, and a phase for each
+    position within the stride.
+    """
+
+    size: int  # how many u
+    step: int
+    phases: tuple[tuple[tuple[int, int], ...], ...]  # for each the pairs (tap, shift)
+
+    @property
+    def first(self) -> int:
+        """The least position of the source that u = 0 reads, negative for padding."""
+        return min(shift for taps in self.phases for _, shift in taps)
+
+    def extent(self, size: int) -> int:
+        """From the first to the last position of the source that so many u read, both counted."""
+        return (size - 1) * self.step + max(shift for taps in self.phases for _, shift in taps) - self.first + 1
+
+
+def forward(x, kernels, strides, pads, dilation):
+    """x [B, H, W, C], kernels [B, kh, kw, C] -> [B, H', W', C]; C is a multiple of 8."""
+    axes = _forward_axes(x.shape[1:3], kernels.shape[1:3], strides, pads, dilation)
+    return _batch_first(_correlate(_batch_last(x), _batch_last(kernels), *axes))
+
+
+def input_gradient(dy, kernels, size, strides, pads, dilation):
+    """dy [B, H', W', C], kernels [B, kh, kw, C] -> [B, H, W, C], where `size` is (H, W)."""
+    axes = []
+    for n, k, stride, (low, _), d in zip(size, kernels.shape[1:3], strides, pads, dilation, strict=True):
+        shifts = [[(i, divmod(p + low - i * d, stride)) for i in range(k)] for p in range(stride)]
+        phases = tuple(tuple((i, shift) for i, (shift, rest) in taps if rest == 0) for taps in shifts)
+        axes.append(Axis(-(-n // stride), 1, phases))
+    dx = _correlate(_batch_last(dy), _batch_last(kernels), *axes)
+    return _batch_first(dx[: size[0], : size[1]])
+
+
+def kernel_gradient(x, dy, window, strides, pads, dilation):
+    """x [B, H, W, C], dy [B, H', W', C] -> [B, kh, kw, C], float32, where `window` is (kh, kw)."""
+    axes = _forward_axes(x.shape[1:3], window, strides, pads, dilation)
+    return _batch_first(_products(_batch_last(x), _batch_last(dy), *axes))
+
+
+def _forward_axes(size, window, strides, pads, dilation):
+    for n, k, stride, (low, high), d in zip(size, window, strides, pads, dilation, strict=True):
+        taps = tuple((i, i * d - low) for i in range(k))
+        yield Axis((n + low + high - (k - 1) * d - 1) // stride + 1, stride, (taps,))
+
+
+def _batch_last(x):
+    return x.transpose(1, 2, 3, 0)  # moves nothing: so it lies in memory
+
+
+def _batch_first(x):
+    # XLA would convert to float32 before the transposition, where no use of it can be fused with that: it wrote the
+    # float32 down.
+    return lax.optimization_barrier(x.transpose(3, 0, 1, 2))
+
+
+def _correlate(source, kernels, down: Axis, right: Axis):
+    """Source [H, W, C, B] with kernels [kh, kw, C, B], as the axes say -> [u * phases, v * phases, C, B]."""
+    rows, lanes = _share(source, down, right)
+    phases = len(down.phases), len(right.phases)
+
+    def program(source_ref, kernels_ref, result_ref, padded_ref):
+        _fill(padded_ref, source_ref, rows, source.shape[0], down, right)
+        kernel = {at: kernels_ref[at].astype(jnp.float32) for at in itertools.product(*map(range, kernels.shape[:2]))}
+
+        @pl.loop(0, rows)
+        def _(u):
+            @pl.loop(0, right.size)
+            def _(v):
+                for (p, above), (q, left) in itertools.product(enumerate(down.phases), enumerate(right.phases)):
+                    total = jnp.zeros((CHANNELS, lanes), jnp.float32)
+                    for (i, shift), (j, aside) in itertools.product(above, left):
+                        total += padded_ref[_at(u, shift, down), _at(v, aside, right)] * kernel[i, j]
+                    result_ref[u * phases[0] + p, v * phases[1] + q] = total.astype(result_ref.dtype)
+
+    shape = down.size * phases[0], right.size * phases[1], *source.shape[2:]
+    return _run(
+        program,
+        (source, kernels),
+        jax.ShapeDtypeStruct(shape, source.dtype),
+        grid=_grid(source, down, rows, lanes),
+        in_specs=[_read(source, down, rows, lanes), _all_of(kernels, lanes)],
+        out_specs=pl.BlockSpec((rows * phases[0], shape[1], CHANNELS, lanes), lambda c, b, t: (t, 0, c, b)),
+        scratch_shapes=[pltpu.VMEM((down.extent(rows), right.extent(right.size), CHANNELS, lanes), jnp.float32)],
+    )
+
+
+def _products(x, dy, down: Axis, right: Axis):
+    """x [H, W, C, B] with dy [H', W', C, B], as the axes of the forward pass say -> [kh, kw, C, B], float32."""
+    rows, lanes = _share(x, down, right)
+    taps = [*itertools.product(down.phases[0], right.phases[0])]
+    gradient = jax.ShapeDtypeStruct((len(down.phases[0]), len(right.phases[0]), *x.shape[2:]), jnp.float32)
+
+    def program(x_ref, dy_ref, result_ref, padded_ref):
+        _fill(padded_ref, x_ref, rows, x.shape[0], down, right)
+
+        @pl.when(pl.program_id(2) == 0)
+        def _():
+            result_ref[...] = jnp.zeros_like(result_ref)
+
+        def add(u, v, totals):
+            seen = (padded_ref[_at(u, shift, down), _at(v, aside, right)] for (_, shift), (_, aside) in taps)
+            dy = dy_ref[u, v].astype(jnp.float32)
+            return [total + x * dy for total, x in zip(totals, seen, strict=True)]
+
+        def add_row(u, totals):
+            return lax.fori_loop(0, right.size, functools.partial(add, u), totals)
+
+        totals = lax.fori_loop(0, rows, add_row, [jnp.zeros((CHANNELS, lanes), jnp.float32)] * len(taps))
+        for ((i, _), (j, _)), total in zip(taps, totals, strict=True):
+            result_ref[i, j] += total
+
+    return _run(
+        program,
+        (x, dy),
+        gradient,
+        grid=_grid(x, down, rows, lanes),
+        in_specs=[
+            _read(x, down, rows, lanes),
+            pl.BlockSpec((rows, right.size, CHANNELS, lanes), lambda c, b, t: (t, 0, c, b)),
+        ],
+        out_specs=_all_of(gradient, lanes),
+        scratch_shapes=[pltpu.VMEM((down.extent(rows), right.extent(right.size), CHANNELS, lanes), jnp.float32)],
+    )
+
+
+def _run(program, arrays, out_shape, **specs):
+    compiled, interpreted = (pl.pallas_call(program, out_shape, interpret=i, **specs) for i in (False, True))
+    return lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)
+
+
+def _grid(source, down: Axis, rows: int, lanes: int):
+    """Programs by tile of channels, of examples, and by rows, which follow each other on one tile."""
+    return source.shape[2] // CHANNELS, source.shape[3] // lanes, down.size // rows
+
+
+def _share(source, down: Axis, right: Axis) -> tuple[int, int]:
+    """How many u of the height, and examples, one program has: the most rows that divide them and fit in `MEMORY`."""
+    batch = source.shape[3]
+    lanes = LANES if batch % LANES == 0 else batch
+    tile, width = CHANNELS * lanes, right.extent(right.size)
+
+    def needs(rows):  # source and result twice, as the next and the last are on their way
+        read, written = down.extent(rows) * width, rows * right.size * len(down.phases) * len(right.phases)
+        return tile * (4 * read + 2 * source.dtype.itemsize * (read + written))
+
+    return max((n for n in range(1, down.size + 1) if down.size % n == 0 and needs(n) <= MEMORY), default=1), lanes
+
+
+def _read(source, down: Axis, rows: int, lanes: int) -> pl.BlockSpec:
+    height, width = source.shape[:2]
+    read = min(down.extent(rows), height)
+    return pl.BlockSpec(
+        (pl.Element(read), pl.Element(width), pl.Element(CHANNELS), pl.Element(lanes)),
+        lambda c, b, t: (_first_read(t, rows, down, read, height), 0, c * CHANNELS, b * lanes),
+    )
+
+
+def _first_read(t, rows: int, down: Axis, read: int, height: int):
+    """The first row that program t reads: moved inwards where it would begin above the source or end below it."""
+    return jnp.clip(t * rows * down.step + down.first, 0, height - read)
+
+
+def _all_of(kernels, lanes: int) -> pl.BlockSpec:
+    return pl.BlockSpec((*kernels.shape[:2], CHANNELS, lanes), lambda c, b, t: (0, 0, c, b))
+
+
+def _at(u, shift: int, axis: Axis):
+    """Where in the padded memory that position is which tap `shift` of u sees."""
+    return u * axis.step + shift - axis.first
+
+
+def _fill(padded_ref, source_ref, rows: int, height: int, down: Axis, right: Axis) -> None:
+    """The rows and columns that this program's u and v see, zero where the source has none."""
+    t, left = pl.program_id(2), right.first
+    first = t * rows * down.step + down.first
+    moved = first - _first_read(t, rows, down, source_ref.shape[0], height)
+    begin, end = max(0, -left), min(padded_ref.shape[1], source_ref.shape[1] - left)
+    edges = [edge for edge in ((0, begin), (end, padded_ref.shape[1])) if edge[0] < edge[1]]
+
+    @pl.loop(0, padded_ref.shape[0])
+    def _(row):
+        inside = (first + row >= 0) & (first + row < height)
+
+        @pl.when(inside)
+        def _():
+            padded_ref[row, begin:end] = source_ref[row + moved, begin + left : end + left].astype(jnp.float32)
+            for edge in edges:
+                padded_ref[row, slice(*edge)] = jnp.zeros((edge[1] - edge[0], *padded_ref.shape[2:]), jnp.float32)
+
+        @pl.when(jnp.logical_not(inside))
+        def _():
+            padded_ref[row] = jnp.zeros(padded_ref.shape[1:], jnp.float32)

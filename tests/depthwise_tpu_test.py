@@ -1,0 +1,131 @@
+"""The Pallas kernels, interpreted, against one ordinary convolution per example; when they are chosen."""
+
+import itertools
+import os
+import subprocess
+import sys
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from basisnet_jax import conv, depthwise, depthwise_tpu, hlo, partition, platforms
+from basisnet_jax.windows import explicit_padding
+
+SAME_3, SAME_5 = ((1, 1), (1, 1)), ((2, 2), (2, 2))
+GEOMETRIES = [  # size, window, strides, padding, dilation
+    ((6, 5), (3, 3), (1, 1), SAME_3, (1, 1)),
+    ((6, 7), (5, 5), (1, 1), SAME_5, (1, 1)),
+    ((8, 6), (3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1)),
+    ((7, 9), (5, 5), (2, 2), SAME_5, (1, 1)),
+    ((7, 8), (3, 2), (2, 3), "VALID", (1, 1)),
+    ((8, 9), (3, 3), (2, 1), SAME_5, (2, 2)),
+    ((7, 8), (2, 1), (3, 3), "VALID", (1, 1)),  # windows skip some inputs
+    ((7, 6), (3, 3), (1, 1), ((0, 2), (-1, 3)), (1, 1)),
+    ((3, 3), (5, 5), (1, 1), SAME_5, (1, 1)),  # the window exceeds the image
+]
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize("memory", [depthwise_tpu.MEMORY, 0])  # all rows in one program, and one row in each
+@pytest.mark.parametrize(("size", "window", "strides", "padding", "dilation"), GEOMETRIES)
+def test_equals_the_loop(size, window, strides, padding, dilation, memory, monkeypatch):
+    monkeypatch.setattr(depthwise_tpu, "MEMORY", memory)
+    x, kernels = normal(0, 2, *size, 16), normal(1, 2, *window, 1, 16)
+    pads = tuple(explicit_padding(size, window, strides, padding, dilation))
+    options = {"strides": strides, "padding": pads, "dilation": dilation, "groups": 16}
+    expected, pullback = jax.vjp(lambda *args: conv.conv_per_example(*args, **options, path="loop"), x, kernels)
+    dy = normal(2, *expected.shape)
+    dx, dkernels = pullback(dy)
+    geometry = strides, pads, dilation
+
+    @jax.jit
+    def run(x, kernels, dy):
+        return (
+            depthwise_tpu.forward(x, kernels, *geometry),
+            depthwise_tpu.input_gradient(dy, kernels, size, *geometry),
+            depthwise_tpu.kernel_gradient(x, dy, window, *geometry),
+        )
+
+    for actual, wanted in zip(run(x, kernels[..., 0, :], dy), (expected, dx, dkernels[..., 0, :]), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_bfloat16_is_summed_in_float32():
+    x, kernels = normal(0, 2, 6, 6, 8), normal(1, 2, 5, 5, 8)
+    geometry = (1, 1), SAME_5, (1, 1)
+    narrow = [a.astype(jnp.bfloat16) for a in (x, kernels)]
+    expected = depthwise_tpu.forward(*(a.astype(jnp.float32) for a in narrow), *geometry)
+    y = depthwise_tpu.forward(*narrow, *geometry)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
+    gradient = depthwise_tpu.kernel_gradient(narrow[0], y, (5, 5), *geometry)
+    wide = (a.astype(jnp.float32) for a in (narrow[0], y))
+    np.testing.assert_array_equal(gradient, depthwise_tpu.kernel_gradient(*wide, (5, 5), *geometry))
+
+
+def test_on_a_mesh_each_device_computes_its_share():
+    """In Pallas where a share is whole vectors of 128 examples; the batch is never gathered."""
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, __file__], env=environment, check=True)
+
+
+def check_on_two_devices(batch: int) -> list[int]:
+    """How many examples the Pallas kernels of the chosen path were given."""
+    shares = []
+    original = {name: getattr(depthwise_tpu, name) for name in ("forward", "input_gradient", "kernel_gradient")}
+
+    def counted(name, x, *rest):
+        shares.append(x.shape[0])
+        return original[name](x, *rest)
+
+    mesh = partition.create_mesh(batch)
+    arrays = normal(0, batch, 4, 3, 8), normal(1, batch, 3, 3, 1, 8), normal(2, batch, 2, 2, 8)
+
+    def gradients(x, kernels, dy):
+        y, pullback = jax.vjp(lambda *args: conv.conv_per_example(*args, groups=8, strides=2), x, kernels)
+        return y, *pullback(dy)
+
+    expected = jax.jit(gradients)(*arrays)
+    sharded = [jax.device_put(a, partition.over_batch(mesh)) for a in arrays]
+    with mock.patch.multiple(depthwise_tpu, **{name: partial(counted, name) for name in original}):
+        with platforms.paths_for("tpu"):
+            compiled = jax.jit(partition.inside(mesh, gradients)).lower(*sharded).compile()
+    assert not hlo.collectives(compiled.as_text())
+    for actual, wanted in zip(compiled(*sharded), expected, strict=True):
+        assert actual.sharding.is_equivalent_to(partition.over_batch(mesh), actual.ndim)
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    return shares
+
+
+def test_gradients_of_the_path_under_checkpoint():
+    x, kernels, dy = normal(0, 128, 4, 3, 8), normal(1, 128, 3, 3, 1, 8), normal(2, 128, 4, 3, 8)
+    gradients = []
+    for path, wrap in itertools.product(("lanes", "depthwise"), (jax.checkpoint, lambda f: f)):
+        f = wrap(lambda x, kernels, path=path: conv.conv_per_example(x, kernels, groups=8, path=path))
+        gradients.append(jax.jit(lambda f, *args: jax.vjp(f, *args)[1](dy), static_argnums=0)(f, x, kernels))
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_needs_whole_tiles_of_channels():
+    with pytest.raises(ValueError, match="'lanes' needs groups == I == O, a multiple of 8"):
+        conv.conv_per_example(normal(0, 2, 4, 4, 12), normal(1, 2, 3, 3, 1, 12), groups=12, path="lanes")
+    assert depthwise.on_lanes(normal(0, 2, 4, 4, 8), normal(1, 2, 3, 3, 8), (1, 1), SAME_3, (1, 1)).shape == (
+        2,
+        4,
+        4,
+        8,
+    )
+
+
+if __name__ == "__main__":
+    assert check_on_two_devices(256) == [128] * 3
+    assert check_on_two_devices(128) == []
