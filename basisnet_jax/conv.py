@@ -5,8 +5,9 @@ shape and backend, and every path gives what 'loop' gives, forward and gradient:
 
     pointwise   windows of 1: one batched matrix product
     depthwise   a sum of shifted multiply-adds with its own gradient
-    lanes       the same in Pallas for TPU, where every device has 128 examples or a multiple; elsewhere interpreted
+    lanes       the same in Pallas, for TPU, where every device has whole vectors of 128 examples; elsewhere interpreted
     stem        a sum of multiply-adds, an input channel at a time; for images, on CPU
+    folded      the batch folded into the channels of one grouped convolution; on TPU, strided, for fewer examples
     general     patches times kernels, again one batched matrix product
     loop        one ordinary convolution per example: slow, readable, the reference; gathers a sharded batch
 
@@ -30,8 +31,9 @@ from basisnet_jax.windows import accumulable, explicit_padding, output_size, pad
 PATHS = {  # and what each needs
     "pointwise": "windows of 1, groups=1 and no padding",
     "depthwise": "groups == I == O and 1 or 2 spatial axes",
-    "lanes": "groups == I == O, a multiple of 8, and 2 spatial axes",
+    "lanes": "groups == I == O, a multiple of 8, 2 spatial axes and, on TPU, multiples of 128 examples on every device",
     "stem": "at most 4 input channels and groups=1",
+    "folded": "",
     "general": "",
     "loop": "",
 }
@@ -79,7 +81,7 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
         return _depthwise(x, kernels, strides, pads, dilation)
     if path == "lanes":
         return on_lanes(x, kernels[..., 0, :], strides, tuple(map(tuple, pads)), dilation)
-    run = {"pointwise": _pointwise, "stem": _stem, "general": _general, "loop": _loop}[path]
+    run = {"pointwise": _pointwise, "stem": _stem, "folded": _folded, "general": _general, "loop": _loop}[path]
     return run(pad(x, pads), kernels, strides, dilation, groups)
 
 
@@ -95,14 +97,22 @@ def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, group
     if groups == 1 and set(window) == {1} and not any(map(any, pads)):
         found.append("pointwise")
     if groups == x_shape[-1] == outputs and rank <= 2:
-        found.append("depthwise")
-        devices = max(1, jax.sharding.get_abstract_mesh().size)  # that share the batch
-        if rank == 2 and outputs % depthwise_tpu.CHANNELS == 0:
-            whole_tiles = platform() == "tpu" and x_shape[0] % (devices * depthwise_tpu.LANES) == 0
-            found.insert(0 if whole_tiles else 1, "lanes")
+        in_lanes = ["lanes"] if rank == 2 and outputs % depthwise_tpu.CHANNELS == 0 else []
+        if _in_whole_vectors(x_shape[0]):
+            found += [*in_lanes, "depthwise"]
+        elif platform() == "tpu":
+            found += ["folded", "depthwise"] if max(strides) > 1 else ["depthwise"]
+        else:
+            found += ["depthwise", *in_lanes]
     if groups == 1 and x_shape[-1] <= 4:
         found += ["stem", "general"] if platform() == "cpu" else ["general", "stem"]
-    return [*dict.fromkeys([*found, "general", "loop"])]
+    return [*dict.fromkeys([*found, "general", "folded", "loop"])]
+
+
+def _in_whole_vectors(batch: int) -> bool:
+    """Whether every device of a TPU has 128 examples or a multiple: activations then lie with the batch in lanes."""
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    return platform() == "tpu" and batch % (devices * depthwise_tpu.LANES) == 0
 
 
 def conv_general_dilated(
@@ -153,18 +163,30 @@ def conv_general_dilated(
 
 def _pointwise(x, kernels, strides, dilation, groups):
     (x,) = slices(x, kernels.shape[1:-2], strides, dilation)
-    if platform() == "tpu":  # otherwise XLA copies x and y between this product's layout and others in float32
+    if _in_whole_vectors(x.shape[0]):  # XLA copies x and y between that and this product's layout, else in float32
         x = lax.optimization_barrier(x)
     batch, *_, inputs = x.shape
     y = jnp.matmul(x.reshape(batch, -1, inputs), kernels.reshape(batch, inputs, -1))
     y = y.reshape(*x.shape[:-1], -1)
-    return lax.optimization_barrier(y) if platform() == "tpu" else y
+    return lax.optimization_barrier(y) if _in_whole_vectors(x.shape[0]) else y
 
 
 def _depthwise(x, kernels, strides, pads, dilation):
     if len(strides) == 1:  # an image of one row
         return _depthwise(x[:, None], kernels[:, None], (1, *strides), ((0, 0), *pads), (1, *dilation))[:, 0]
     return shifted_sum(x, kernels[..., 0, :], strides, tuple(map(tuple, pads)), dilation)
+
+
+def _folded(x, kernels, strides, dilation, groups):
+    # Not for CPU: depthwise [32, 14, 14, 240] 3x3 takes 74 ms forward and 8.6 s for the kernel gradient there (the
+    # shifted sum: 3 and 5 ms). On TPU strides cost the shifted sum much: a block of MobileNetV3 that has one of 2 in
+    # [B, 112, 112, 64] 3x3 moves 1,310, 4,152, 9,937 and 8,425 MB with 16, 32, 64 and 128 examples, with this 363,
+    # 1,755, 5,243 and 13,111, with 'lanes' 4,690. At stride 1 this moves no less, and compiles 4-6 times as long.
+    batch = x.shape[0]
+    x = jnp.moveaxis(x, 0, -2).reshape(1, *x.shape[1:-1], -1)
+    kernels = jnp.moveaxis(kernels, 0, -2).reshape(*kernels.shape[1:-1], -1)
+    y = _lax_conv(x, kernels, strides, dilation, batch * groups)
+    return jnp.moveaxis(y.reshape(*y.shape[1:-1], batch, -1), -2, 0)
 
 
 def _general(x, kernels, strides, dilation, groups):

@@ -111,6 +111,8 @@ def _summed(gradient, shape):
 def on_lanes(x, kernels, strides, pads, dilation):
     """x [B, H, W, C], kernels [B, kh, kw, C] -> [B, H', W', C], where C is a multiple of 8; see `depthwise_tpu.py`.
 
+    A TPU needs 128 examples or a multiple of that on each device.
+
     Inside a mesh (`partition.inside`, `jax.set_mesh`) every device computes its share of the batch. On several devices
     without, XLA gathers the batch.
     """

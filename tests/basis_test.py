@@ -232,7 +232,7 @@ def test_mistakes(network, bases, images):
         basis.synthesize(bases, jnp.ones((2, N)))
 
 
-@pytest.mark.parametrize("path", ["pointwise", "depthwise", "stem", "general", "loop"])
+@pytest.mark.parametrize("path", ["pointwise", "depthwise", "stem", "general", "folded", "loop"])
 def test_every_path_computes_the_same_network(path, bases, images, coefficients):
     with basis.mixed(bases, coefficients):
         expected = bases(images)

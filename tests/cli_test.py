@@ -181,12 +181,12 @@ def test_paths_are_told_and_can_be_chosen(capsys):
     best = paths()
     assert set(best.values()) == {"pointwise", "depthwise", "one product"}
     assert all(("depthwise" in name) == (path == "depthwise") for name, path in best.items())
-    chosen = paths("--config.basis.paths.depthwise=general", "--config.basis.paths.pointwise=loop")
-    assert chosen == {name: "general" if path == "depthwise" else "loop" for name, path in best.items()}
+    chosen = paths("--config.basis.paths.depthwise=general", "--config.basis.paths.pointwise=folded")
+    assert chosen == {name: "general" if path == "depthwise" else "folded" for name, path in best.items()}
     assert cli.main(["madds", CONFIG, "--config.basis.paths.pointwise=depthwise"]) == 2
     message = capsys.readouterr().err.strip()
     assert message.endswith(
-        "config.basis.paths.pointwise='depthwise', expected one of pointwise, general, loop, or nothing"
+        "config.basis.paths.pointwise='depthwise', expected one of pointwise, general, folded, loop, or nothing"
     )
     assert "\n" not in message
 

@@ -94,7 +94,7 @@ def test_general(kernel, stride, padding, size):
 )
 def test_depthwise_of_other_shapes(x, window, outputs, options):
     x, kernels = normal(0, *x), normal(1, x[0], *window, 1, outputs)
-    assert_equals_loop(x, kernels, ["depthwise", "general"], **options)
+    assert_equals_loop(x, kernels, ["depthwise", "folded", "general"], **options)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_depthwise_of_other_shapes(x, window, outputs, options):
 )
 def test_general_of_other_shapes(x, kernels, options):
     stem = [] if "groups" in options else ["stem"]
-    assert_equals_loop(normal(0, *x), normal(1, *kernels), ["general", *stem], **options)
+    assert_equals_loop(normal(0, *x), normal(1, *kernels), ["general", "folded", *stem], **options)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -191,21 +191,23 @@ def test_static_drop_in_serves_nnx():
 
 
 @pytest.mark.parametrize(
-    ("backend", "groups", "strides", "expected"),
+    ("backend", "examples", "groups", "strides", "expected"),
     [
-        ("cpu", 4, 1, "_depthwise"),
-        ("cpu", 4, 2, "_depthwise"),
-        ("tpu", 4, 1, "_depthwise"),  # fewer channels than a tile
-        ("tpu", 8, 2, "on_lanes"),
-        ("gpu", 8, 2, "_depthwise"),
-        ("cpu", 1, 2, "_stem"),
-        ("tpu", 1, 2, "_general"),
+        ("cpu", 128, 8, 1, "_depthwise"),
+        ("cpu", 2, 8, 2, "_depthwise"),
+        ("tpu", 2, 8, 1, "_depthwise"),
+        ("tpu", 2, 8, 2, "_folded"),
+        ("tpu", 128, 8, 2, "on_lanes"),
+        ("tpu", 128, 4, 2, "_depthwise"),  # fewer channels than a tile
+        ("gpu", 128, 8, 2, "_depthwise"),
+        ("cpu", 2, 1, 2, "_stem"),
+        ("tpu", 2, 1, 2, "_general"),
     ],
 )
-def test_choice_by_backend(backend, groups, strides, expected, monkeypatch):
+def test_choice_by_backend(backend, examples, groups, strides, expected, monkeypatch):
     monkeypatch.setattr(conv, expected, lambda *_: "chosen")
     channels = max(groups, 4)
-    x, kernels = normal(0, 128, 5, 5, channels), normal(1, 128, 3, 3, channels // groups, channels)
+    x, kernels = normal(0, examples, 5, 5, channels), normal(1, examples, 3, 3, channels // groups, channels)
     with platforms.paths_for(backend):
         assert conv.conv_per_example(x, kernels, groups=groups, strides=strides) == "chosen"
     monkeypatch.setattr(jax, "default_backend", lambda: backend)

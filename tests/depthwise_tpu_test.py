@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import conv, depthwise, depthwise_tpu, hlo, partition, platforms
+from basisnet_jax import conv, depthwise_tpu, hlo, partition, platforms
 from basisnet_jax.windows import explicit_padding
 
 SAME_3, SAME_5 = ((1, 1), (1, 1)), ((2, 2), (2, 2))
@@ -115,15 +115,15 @@ def test_gradients_of_the_path_under_checkpoint():
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
-def test_needs_whole_tiles_of_channels():
+def test_needs_whole_tiles():
     with pytest.raises(ValueError, match="'lanes' needs groups == I == O, a multiple of 8"):
         conv.conv_per_example(normal(0, 2, 4, 4, 12), normal(1, 2, 3, 3, 1, 12), groups=12, path="lanes")
-    assert depthwise.on_lanes(normal(0, 2, 4, 4, 8), normal(1, 2, 3, 3, 8), (1, 1), SAME_3, (1, 1)).shape == (
-        2,
-        4,
-        4,
-        8,
-    )
+    shapes = {"x_shape": (192, 4, 4, 8), "kernel_shape": (3, 3, 1, 8), "groups": 8}
+    assert "lanes" in conv.paths(**shapes)
+    with platforms.paths_for("tpu"):
+        assert "lanes" not in conv.paths(**shapes)
+        assert conv.paths(**shapes, strides=2)[0] == "folded"
+        assert conv.paths(**shapes | {"x_shape": (256, 4, 4, 8)})[0] == "lanes"
 
 
 if __name__ == "__main__":
