@@ -56,7 +56,7 @@ def madds(argv: list[str]) -> None:
     from basisnet_jax.data import pipeline
 
     config = pipeline.completed(resolve(parsed.config))
-    images = config.batch_size // config.accumulate // jax.device_count()
+    images = max(1, config.batch_size // config.accumulate // jax.device_count())
     items = madds.count(models.create_abstract(config), evaluate.image_shape(config), images)
     share = number("share", parsed.share)
     print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))

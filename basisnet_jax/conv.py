@@ -24,14 +24,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from basisnet_jax import depthwise_tpu
-from basisnet_jax.depthwise import on_lanes, shifted_sum
+from basisnet_jax.depthwise import axes_of_batch, on_lanes, shifted_sum
 from basisnet_jax.platforms import platform
 from basisnet_jax.windows import accumulable, explicit_padding, output_size, pad, padded_shape, per_axis, slices
 
 PATHS = {  # and what each needs
     "pointwise": "windows of 1, groups=1 and no padding",
     "depthwise": "groups == I == O and 1 or 2 spatial axes",
-    "lanes": "groups == I == O, a multiple of 8, 2 spatial axes and, on TPU, multiples of 128 examples on every device",
+    "lanes": "groups == I == O, a multiple of 8; 2 spatial axes; rows that fit on a chip; on TPU multiples of 128 "
+    "examples on each device",
     "stem": "at most 4 input channels and groups=1",
     "folded": "",
     "general": "",
@@ -68,7 +69,7 @@ def conv_per_example(x, kernels, *, strides=1, padding="SAME", dilation=1, group
     pads = explicit_padding(x.shape[1:-1], window, strides, padding, dilation)
 
     possible = paths(x.shape, kernels.shape[1:], strides=strides, padding=pads, dilation=dilation, groups=groups)
-    path = path or possible[0]
+    path = path or next(p for p in possible if p != "lanes" or x.dtype in (jnp.bfloat16, jnp.float32))
     if path not in possible:
         raise ValueError(
             f"path {path!r} needs {PATHS.get(path, f'to be one of {[*PATHS]}')}; got {given}, padding={pads}"
@@ -97,7 +98,7 @@ def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, group
     if groups == 1 and set(window) == {1} and not any(map(any, pads)):
         found.append("pointwise")
     if groups == x_shape[-1] == outputs and rank <= 2:
-        in_lanes = ["lanes"] if rank == 2 and outputs % depthwise_tpu.CHANNELS == 0 else []
+        in_lanes = ["lanes"] if rank == 2 and depthwise_tpu.fits(x_shape, window, strides, pads, dilation) else []
         if _in_whole_vectors(x_shape[0]):
             found += [*in_lanes, "depthwise"]
         elif platform() == "tpu":
@@ -111,8 +112,9 @@ def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, group
 
 def _in_whole_vectors(batch: int) -> bool:
     """Whether every device of a TPU has 128 examples or a multiple: activations then lie with the batch in lanes."""
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
-    return platform() == "tpu" and batch % (devices * depthwise_tpu.LANES) == 0
+    if platform() != "tpu" or (jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1):
+        return False  # of several devices without a mesh nobody knows how they share the batch
+    return batch % (math.prod(axes_of_batch().values()) * depthwise_tpu.LANES) == 0
 
 
 def conv_general_dilated(

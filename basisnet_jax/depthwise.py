@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -111,10 +112,8 @@ def _summed(gradient, shape):
 def on_lanes(x, kernels, strides, pads, dilation):
     """x [B, H, W, C], kernels [B, kh, kw, C] -> [B, H', W', C], where C is a multiple of 8; see `depthwise_tpu.py`.
 
-    A TPU needs 128 examples or a multiple of that on each device.
-
-    Inside a mesh (`partition.inside`, `jax.set_mesh`) every device computes its share of the batch. On several devices
-    without, XLA gathers the batch.
+    A TPU needs bfloat16 or float32, 128 examples or a multiple on each device and, where there are several, the mesh
+    (`partition.inside`, `jax.set_mesh`): then every device computes its share of the batch.
     """
     return _on_lanes_fwd(x, kernels, strides, pads, dilation)[0]
 
@@ -140,8 +139,14 @@ on_lanes.defvjp(_on_lanes_fwd, _on_lanes_bwd)
 
 def _by_device(function, *arrays):
     """The function of arrays [B, ...] by each device of the mesh on its share of the batch: XLA cannot split Pallas."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size < 2 or mesh.manual_axes:
+    axes = axes_of_batch()
+    if math.prod(axes.values()) == 1:
         return function(*arrays)
-    shares = jax.P(mesh.axis_names)
-    return jax.shard_map(function, in_specs=shares, out_specs=shares, check_vma=False)(*arrays)
+    shares = jax.P(tuple(axes))
+    return jax.shard_map(function, in_specs=shares, out_specs=shares, axis_names={*axes}, check_vma=False)(*arrays)
+
+
+def axes_of_batch() -> dict[str, int]:
+    """The axes of the mesh, and their sizes, over which the batch is split here: all that no `shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}

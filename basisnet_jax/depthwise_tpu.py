@@ -6,12 +6,14 @@ tiles: height and width are no part of a tile, so neither shifts nor strides mov
 of the same sum write the padded input and the interleaved gradient down, in float32, and copy them between layouts.
 
 A program has one tile of channels and examples, and some rows, which it copies to memory of the chip in float32, padded
-with zeros. All is read once and written once, but for rows that two programs share. On other platforms the kernels are
+with zeros. All is read once and written once, but for rows that two programs need: a tenth to a third of the input of
+MobileNetV3's layers at 224 px, more where the height has no divisors. On other platforms the kernels are
 interpreted, slowly.
 """
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -45,6 +47,15 @@ class Axis(NamedTuple):
         return (size - 1) * self.step + max(shift for taps in self.phases for _, shift in taps) - self.first + 1
 
 
+def fits(x_shape, window, strides, pads, dilation) -> bool:
+    """Whether x [B, H, W, C] consists of whole tiles, and a row of each program, in float32, has room on the chip."""
+    if x_shape[3] % CHANNELS:
+        return False
+    forward = _forward_axes(x_shape[1:3], window, strides, pads, dilation)
+    backward = _backward_axes(x_shape[1:3], window, strides, pads, dilation)
+    return all(_needs(1, *axes, itemsize=4) <= MEMORY for axes in (forward, backward))
+
+
 def forward(x, kernels, strides, pads, dilation):
     """x [B, H, W, C], kernels [B, kh, kw, C] -> [B, H', W', C]; C is a multiple of 8."""
     axes = _forward_axes(x.shape[1:3], kernels.shape[1:3], strides, pads, dilation)
@@ -53,11 +64,7 @@ def forward(x, kernels, strides, pads, dilation):
 
 def input_gradient(dy, kernels, size, strides, pads, dilation):
     """dy [B, H', W', C], kernels [B, kh, kw, C] -> [B, H, W, C], where `size` is (H, W)."""
-    axes = []
-    for n, k, stride, (low, _), d in zip(size, kernels.shape[1:3], strides, pads, dilation, strict=True):
-        shifts = [[(i, divmod(p + low - i * d, stride)) for i in range(k)] for p in range(stride)]
-        phases = tuple(tuple((i, shift) for i, (shift, rest) in taps if rest == 0) for taps in shifts)
-        axes.append(Axis(-(-n // stride), 1, phases))
+    axes = _backward_axes(size, kernels.shape[1:3], strides, pads, dilation)
     dx = _correlate(_batch_last(dy), _batch_last(kernels), *axes)
     return _batch_first(dx[: size[0], : size[1]])
 
@@ -68,10 +75,21 @@ def kernel_gradient(x, dy, window, strides, pads, dilation):
     return _batch_first(_products(_batch_last(x), _batch_last(dy), *axes))
 
 
-def _forward_axes(size, window, strides, pads, dilation):
+def _forward_axes(size, window, strides, pads, dilation) -> list[Axis]:
+    axes = []
     for n, k, stride, (low, high), d in zip(size, window, strides, pads, dilation, strict=True):
         taps = tuple((i, i * d - low) for i in range(k))
-        yield Axis((n + low + high - (k - 1) * d - 1) // stride + 1, stride, (taps,))
+        axes.append(Axis((n + low + high - (k - 1) * d - 1) // stride + 1, stride, (taps,)))
+    return axes
+
+
+def _backward_axes(size, window, strides, pads, dilation) -> list[Axis]:
+    axes = []
+    for n, k, stride, (low, _), d in zip(size, window, strides, pads, dilation, strict=True):
+        shifts = [[(i, divmod(p + low - i * d, stride)) for i in range(k)] for p in range(stride)]
+        phases = tuple(tuple((i, shift) for i, (shift, rest) in taps if rest == 0) for taps in shifts)
+        axes.append(Axis(-(-n // stride), 1, phases))
+    return axes
 
 
 def _batch_last(x):
@@ -108,6 +126,10 @@ def _correlate(source, kernels, down: Axis, right: Axis):
         program,
         (source, kernels),
         jax.ShapeDtypeStruct(shape, source.dtype),
+        sum(map(len, down.phases)) * sum(map(len, right.phases)),
+        down,
+        right,
+        rows,
         grid=_grid(source, down, rows, lanes),
         in_specs=[_read(source, down, rows, lanes), _all_of(kernels, lanes)],
         out_specs=pl.BlockSpec((rows * phases[0], shape[1], CHANNELS, lanes), lambda c, b, t: (t, 0, c, b)),
@@ -144,6 +166,10 @@ def _products(x, dy, down: Axis, right: Axis):
         program,
         (x, dy),
         gradient,
+        len(taps),
+        down,
+        right,
+        rows,
         grid=_grid(x, down, rows, lanes),
         in_specs=[
             _read(x, down, rows, lanes),
@@ -154,8 +180,19 @@ def _products(x, dy, down: Axis, right: Axis):
     )
 
 
-def _run(program, arrays, out_shape, **specs):
-    compiled, interpreted = (pl.pallas_call(program, out_shape, interpret=i, **specs) for i in (False, True))
+def _run(program, arrays, out_shape, taps: int, down: Axis, right: Axis, rows: int, **specs):
+    """The programs on the arrays, of which XLA is told the cost; `taps` are those of all phases."""
+    source, *others = arrays
+    read_again = down.size // rows * min(down.extent(rows), source.shape[0]) / source.shape[0]
+    cost = pl.CostEstimate(
+        flops=2 * taps * down.size * right.size * math.prod(source.shape[2:]),
+        transcendentals=0,
+        bytes_accessed=int(source.nbytes * read_again)
+        + sum(math.prod(a.shape) * a.dtype.itemsize for a in (*others, out_shape)),
+    )
+    compiled, interpreted = (
+        pl.pallas_call(program, out_shape, cost_estimate=cost, interpret=i, **specs) for i in (False, True)
+    )
     return lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)
 
 
@@ -166,15 +203,16 @@ def _grid(source, down: Axis, rows: int, lanes: int):
 
 def _share(source, down: Axis, right: Axis) -> tuple[int, int]:
     """How many u of the height, and examples, one program has: the most rows that divide them and fit in `MEMORY`."""
-    batch = source.shape[3]
-    lanes = LANES if batch % LANES == 0 else batch
-    tile, width = CHANNELS * lanes, right.extent(right.size)
+    divisors = [n for n in range(1, down.size + 1) if down.size % n == 0]
+    rows = max((n for n in divisors if _needs(n, down, right, source.dtype.itemsize) <= MEMORY), default=1)
+    return rows, LANES if source.shape[3] % LANES == 0 else source.shape[3]
 
-    def needs(rows):  # source and result twice, as the next and the last are on their way
-        read, written = down.extent(rows) * width, rows * right.size * len(down.phases) * len(right.phases)
-        return tile * (4 * read + 2 * source.dtype.itemsize * (read + written))
 
-    return max((n for n in range(1, down.size + 1) if down.size % n == 0 and needs(n) <= MEMORY), default=1), lanes
+def _needs(rows: int, down: Axis, right: Axis, itemsize: int) -> int:
+    """Bytes on the chip: padded rows in float32; what is read and written twice, as the next and last are under way."""
+    read = down.extent(rows) * right.extent(right.size)
+    written = rows * len(down.phases) * right.size * len(right.phases)
+    return CHANNELS * LANES * (4 * read + 2 * itemsize * (read + written))
 
 
 def _read(source, down: Axis, rows: int, lanes: int) -> pl.BlockSpec:
@@ -205,7 +243,8 @@ def _fill(padded_ref, source_ref, rows: int, height: int, down: Axis, right: Axi
     t, left = pl.program_id(2), right.first
     first = t * rows * down.step + down.first
     moved = first - _first_read(t, rows, down, source_ref.shape[0], height)
-    begin, end = max(0, -left), min(padded_ref.shape[1], source_ref.shape[1] - left)
+    begin = min(max(0, -left), padded_ref.shape[1])
+    end = max(begin, min(padded_ref.shape[1], source_ref.shape[1] - left))
     edges = [edge for edge in ((0, begin), (end, padded_ref.shape[1])) if edge[0] < edge[1]]
 
     @pl.loop(0, padded_ref.shape[0])
@@ -214,7 +253,8 @@ def _fill(padded_ref, source_ref, rows: int, height: int, down: Axis, right: Axi
 
         @pl.when(inside)
         def _():
-            padded_ref[row, begin:end] = source_ref[row + moved, begin + left : end + left].astype(jnp.float32)
+            if begin < end:
+                padded_ref[row, begin:end] = source_ref[row + moved, begin + left : end + left].astype(jnp.float32)
             for edge in edges:
                 padded_ref[row, slice(*edge)] = jnp.zeros((edge[1] - edge[0], *padded_ref.shape[2:]), jnp.float32)
 

@@ -10,7 +10,7 @@ _chosen_platform = contextvars.ContextVar("platform", default=None)
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": `jax.default_backend()`, except inside `paths_for`."""
+    """One of cpu, gpu and tpu: `jax.default_backend()`, except inside `paths_for`."""
     return _chosen_platform.get() or jax.default_backend()
 
 

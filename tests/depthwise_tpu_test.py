@@ -26,6 +26,7 @@ GEOMETRIES = [  # size, window, strides, padding, dilation
     ((7, 8), (2, 1), (3, 3), "VALID", (1, 1)),  # windows skip some inputs
     ((7, 6), (3, 3), (1, 1), ((0, 2), (-1, 3)), (1, 1)),
     ((3, 3), (5, 5), (1, 1), SAME_5, (1, 1)),  # the window exceeds the image
+    ((2, 1), (1, 1), (4, 3), ((2, 1), (4, 0)), (1, 1)),  # it sees nothing but padding
 ]
 
 
@@ -33,7 +34,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-@pytest.mark.parametrize("memory", [depthwise_tpu.MEMORY, 0])  # all rows in one program, and one row in each
+@pytest.mark.parametrize("memory", [depthwise_tpu.MEMORY, 2**21, 0])  # all rows in one program, some, and one in each
 @pytest.mark.parametrize(("size", "window", "strides", "padding", "dilation"), GEOMETRIES)
 def test_equals_the_loop(size, window, strides, padding, dilation, memory, monkeypatch):
     monkeypatch.setattr(depthwise_tpu, "MEMORY", memory)
@@ -123,7 +124,17 @@ def test_needs_whole_tiles():
     with platforms.paths_for("tpu"):
         assert "lanes" not in conv.paths(**shapes)
         assert conv.paths(**shapes, strides=2)[0] == "folded"
-        assert conv.paths(**shapes | {"x_shape": (256, 4, 4, 8)})[0] == "lanes"
+        shapes["x_shape"] = (256, 4, 4, 8)
+        assert conv.paths(**shapes)[0] == "lanes"
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("batch",))):
+            assert "lanes" not in conv.paths(**shapes)  # 64 examples a device
+        with mock.patch("jax.device_count", lambda: 4):
+            assert "lanes" not in conv.paths(**shapes)  # nor where nobody knows how many
+        # Rows too wide for the chip, and a type that it does not know.
+        assert "lanes" not in conv.paths((256, 1000, 1000, 8), (5, 5, 1, 8), groups=8)
+        with mock.patch.object(conv, "on_lanes", side_effect=AssertionError):
+            half = jnp.zeros((256, 4, 4, 8), jnp.float16), jnp.zeros((256, 3, 3, 1, 8), jnp.float16)
+            assert conv.conv_per_example(*half, groups=8).shape == (256, 4, 4, 8)
 
 
 if __name__ == "__main__":
