@@ -122,19 +122,9 @@ def _correlate(source, kernels, down: Axis, right: Axis):
                     result_ref[u * phases[0] + p, v * phases[1] + q] = total.astype(result_ref.dtype)
 
     shape = down.size * phases[0], right.size * phases[1], *source.shape[2:]
-    return _run(
-        program,
-        (source, kernels),
-        jax.ShapeDtypeStruct(shape, source.dtype),
-        sum(map(len, down.phases)) * sum(map(len, right.phases)),
-        down,
-        right,
-        rows,
-        grid=_grid(source, down, rows, lanes),
-        in_specs=[_read(source, down, rows, lanes), _all_of(kernels, lanes)],
-        out_specs=pl.BlockSpec((rows * phases[0], shape[1], CHANNELS, lanes), lambda c, b, t: (t, 0, c, b)),
-        scratch_shapes=[pltpu.VMEM((down.extent(rows), right.extent(right.size), CHANNELS, lanes), jnp.float32)],
-    )
+    written = pl.BlockSpec((rows * phases[0], shape[1], CHANNELS, lanes), lambda c, b, t: (t, 0, c, b))
+    result = jax.ShapeDtypeStruct(shape, source.dtype)
+    return _run(program, source, kernels, result, down, right, second=_all_of(kernels, lanes), written=written)
 
 
 def _products(x, dy, down: Axis, right: Axis):
@@ -162,43 +152,38 @@ def _products(x, dy, down: Axis, right: Axis):
         for ((i, _), (j, _)), total in zip(taps, totals, strict=True):
             result_ref[i, j] += total
 
-    return _run(
+    second = pl.BlockSpec((rows, right.size, CHANNELS, lanes), lambda c, b, t: (t, 0, c, b))
+    return _run(program, x, dy, gradient, down, right, second=second, written=_all_of(gradient, lanes))
+
+
+def _run(program, source, other, result, down: Axis, right: Axis, *, second: pl.BlockSpec, written: pl.BlockSpec):
+    """The program for each tile of channels, of examples, and its rows, in this order; XLA is told what they cost."""
+    rows, lanes = _share(source, down, right)
+    height, width, channels, batch = source.shape
+    read, programs = min(down.extent(rows), height), down.size // rows
+    multiply_adds = down.size * right.size * math.prod(sum(map(len, axis.phases)) for axis in (down, right))
+    arrays = (jax.ShapeDtypeStruct((programs * read, *source.shape[1:]), source.dtype), other, result)
+    call = functools.partial(
+        pl.pallas_call,
         program,
-        (x, dy),
-        gradient,
-        len(taps),
-        down,
-        right,
-        rows,
-        grid=_grid(x, down, rows, lanes),
+        result,
+        grid=(channels // CHANNELS, batch // lanes, programs),
         in_specs=[
-            _read(x, down, rows, lanes),
-            pl.BlockSpec((rows, right.size, CHANNELS, lanes), lambda c, b, t: (t, 0, c, b)),
+            pl.BlockSpec(
+                (pl.Element(read), pl.Element(width), pl.Element(CHANNELS), pl.Element(lanes)),
+                lambda c, b, t: (_first_read(t, rows, down, read, height), 0, c * CHANNELS, b * lanes),
+            ),
+            second,
         ],
-        out_specs=_all_of(gradient, lanes),
+        out_specs=written,
         scratch_shapes=[pltpu.VMEM((down.extent(rows), right.extent(right.size), CHANNELS, lanes), jnp.float32)],
+        cost_estimate=pl.CostEstimate(
+            flops=2 * multiply_adds * channels * batch,
+            transcendentals=0,
+            bytes_accessed=sum(a.size * a.dtype.itemsize for a in arrays),
+        ),
     )
-
-
-def _run(program, arrays, out_shape, taps: int, down: Axis, right: Axis, rows: int, **specs):
-    """The programs on the arrays, of which XLA is told the cost; `taps` are those of all phases."""
-    source, *others = arrays
-    read_again = down.size // rows * min(down.extent(rows), source.shape[0]) / source.shape[0]
-    cost = pl.CostEstimate(
-        flops=2 * taps * down.size * right.size * math.prod(source.shape[2:]),
-        transcendentals=0,
-        bytes_accessed=int(source.nbytes * read_again)
-        + sum(math.prod(a.shape) * a.dtype.itemsize for a in (*others, out_shape)),
-    )
-    compiled, interpreted = (
-        pl.pallas_call(program, out_shape, cost_estimate=cost, interpret=i, **specs) for i in (False, True)
-    )
-    return lax.platform_dependent(*arrays, tpu=compiled, default=interpreted)
-
-
-def _grid(source, down: Axis, rows: int, lanes: int):
-    """Programs by tile of channels, of examples, and by rows, which follow each other on one tile."""
-    return source.shape[2] // CHANNELS, source.shape[3] // lanes, down.size // rows
+    return lax.platform_dependent(source, other, tpu=call(interpret=False), default=call(interpret=True))
 
 
 def _share(source, down: Axis, right: Axis) -> tuple[int, int]:
@@ -213,15 +198,6 @@ def _needs(rows: int, down: Axis, right: Axis, itemsize: int) -> int:
     read = down.extent(rows) * right.extent(right.size)
     written = rows * len(down.phases) * right.size * len(right.phases)
     return CHANNELS * LANES * (4 * read + 2 * itemsize * (read + written))
-
-
-def _read(source, down: Axis, rows: int, lanes: int) -> pl.BlockSpec:
-    height, width = source.shape[:2]
-    read = min(down.extent(rows), height)
-    return pl.BlockSpec(
-        (pl.Element(read), pl.Element(width), pl.Element(CHANNELS), pl.Element(lanes)),
-        lambda c, b, t: (_first_read(t, rows, down, read, height), 0, c * CHANNELS, b * lanes),
-    )
 
 
 def _first_read(t, rows: int, down: Axis, read: int, height: int):

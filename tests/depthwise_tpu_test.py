@@ -77,8 +77,8 @@ def test_on_a_mesh_each_device_computes_its_share():
     subprocess.run([sys.executable, __file__], env=environment, check=True)
 
 
-def check_on_two_devices(batch: int) -> list[int]:
-    """How many examples the Pallas kernels of the chosen path were given."""
+def check_on_two_devices(batch: int, by_hand: bool = False) -> list[int]:
+    """How many examples the Pallas kernels of the chosen path were given; `by_hand` in a `shard_map` of the user's."""
     shares = []
     original = {name: getattr(depthwise_tpu, name) for name in ("forward", "input_gradient", "kernel_gradient")}
 
@@ -97,7 +97,11 @@ def check_on_two_devices(batch: int) -> list[int]:
     sharded = [jax.device_put(a, partition.over_batch(mesh)) for a in arrays]
     with mock.patch.multiple(depthwise_tpu, **{name: partial(counted, name) for name in original}):
         with platforms.paths_for("tpu"):
-            compiled = jax.jit(partition.inside(mesh, gradients)).lower(*sharded).compile()
+            run = partition.inside(mesh, gradients)
+            if by_hand:
+                over_batch = partition.over_batch(mesh).spec
+                run = jax.shard_map(gradients, mesh=mesh, in_specs=over_batch, out_specs=over_batch, check_vma=False)
+            compiled = jax.jit(run).lower(*sharded).compile()
     assert not hlo.collectives(compiled.as_text())
     for actual, wanted in zip(compiled(*sharded), expected, strict=True):
         assert actual.sharding.is_equivalent_to(partition.over_batch(mesh), actual.ndim)
@@ -138,5 +142,5 @@ def test_needs_whole_tiles():
 
 
 if __name__ == "__main__":
-    assert check_on_two_devices(256) == [128] * 3
+    assert check_on_two_devices(256) == check_on_two_devices(256, by_hand=True) == [128] * 3
     assert check_on_two_devices(128) == []

@@ -8,7 +8,7 @@ import pytest
 from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 
-from basisnet_jax import basis, madds, models, networks
+from basisnet_jax import basis, madds, models, networks, platforms
 
 PINNED = {
     "mobilenet_v2": 300_774_272,
@@ -94,3 +94,12 @@ def test_against_xla(name, monkeypatch):
     monkeypatch.setattr(nnx.Conv, "__call__", free_conv)
     monkeypatch.setattr(nnx.Linear, "__call__", lambda self, x: jnp.broadcast_to(x[:, :1], (1, self.out_features)))
     assert (with_products - flops(run, state, image)) / 2 == pytest.approx(ours, rel=0.02)
+
+
+@pytest.mark.parametrize(("images", "depthwise"), [(1, "folded"), (64, "folded"), (128, "lanes")])
+def test_paths_are_those_for_so_many_images(images, depthwise, tiny):
+    with platforms.paths_for("tpu"):
+        items = madds.count(models.create_abstract(tiny()), (16, 16, 1), images)
+    assert [item.path for item in items if item.kind == "depthwise" and item.path] == [depthwise]
+    one = madds.count(models.create_abstract(tiny()), (16, 16, 1))
+    assert [item._replace(path="") for item in items] == [item._replace(path="") for item in one]

@@ -97,7 +97,9 @@ def test_a_depthwise_convolution_moves_little_more_than_it_must(shape, topology)
 
     with platforms.paths_for("tpu"):
         lowered = jax.jit(partition.inside(mesh, run), out_shardings=x.sharding).lower(x, kernels, dy)
-    text = lowered.compile(plan.COMPILER_OPTIONS).as_text()
+    program = lowered.compile(plan.COMPILER_OPTIONS)
+    text, flops = program.as_text(), program.cost_analysis()["flops"]
+    assert flops == pytest.approx(3 * 2 * window**2 * dy.size / len(devices), rel=0.1)
     needed = 2 * (3 * x.size + 3 * dy.size + 4 * kernels.size) / len(devices)
     print(f"\n{shape}: {hlo.traffic(text) / 1e6:.0f} MB, needed {needed / 1e6:.0f} MB")
     assert hlo.traffic(text) < 1.1 * needed and not hlo.collectives(text)
