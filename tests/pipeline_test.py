@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from basisnet_jax.configs import default
 
@@ -149,6 +150,15 @@ def test_a_grey_photograph_in_colour_becomes_the_channel_it_was(config):
     grey = np.random.default_rng(0).integers(0, 256, (20, 30, 1), np.uint8)
     pixels = [pipeline._to_uint8(pipeline._resize(config, image)) for image in (grey, np.repeat(grey, 3, axis=-1))]
     np.testing.assert_array_equal(*pixels)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(40, 7, 3), (9, 30, 1), (16, 16, 3), (1, 5, 3)])
+def test_side_after_side_an_image_is_resized_as_tensorflow_does(config, method, shape):
+    config.resize, config.image_size, config.channels = method, 16, shape[-1]
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = tf.image.resize(image, [16, 16], method, antialias=True)
+    np.testing.assert_allclose(pipeline._resize(config, image), expected, atol=1e-4)
 
 
 def test_the_number_of_classes_can_be_left_to_the_dataset(config):

@@ -31,7 +31,7 @@ from basisnet_jax.errors import UserError
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-RESIZE_METHODS = ("bilinear", "bicubic")
+RESIZE_METHODS = {"bilinear": "triangle", "bicubic": "keyscubic"}  # as TensorFlow's ScaleAndTranslate calls them
 _IN_MEMORY_BYTES = 50e6  # A dataset no bigger than this on disk is read once and kept, still encoded.
 
 # AutoGraph would rewrite every function that tf.data maps, and all that it calls, to let Python's `if` and `for` depend
@@ -359,16 +359,32 @@ def _resize(config, image):
     # Before it is resized, an image that is grey all along turns into exactly the one channel that it was made of.
     if image.shape[-1] == 3 and config.channels == 1:
         image = tf.image.rgb_to_grayscale(image)
-    sides, method = [config.image_size] * 2, config.resize
-    if method == "bilinear":  # Where no side shrinks there is nothing to antialias, and the plain one is far quicker.
-        image = tf.cond(
-            tf.reduce_all(tf.shape(image)[:2] <= config.image_size),
-            lambda: tf.image.resize(image, sides, method),
-            lambda: tf.image.resize(image, sides, method, antialias=True),
-        )
-    else:
-        image = tf.image.resize(image, sides, method, antialias=True)
+    image = _resize_sides(image, config.image_size, RESIZE_METHODS[config.resize])
     return tf.tile(image, [1, 1, 3]) if image.shape[-1] == 1 and config.channels == 3 else image
+
+
+def _resize_sides(image, size, kernel):
+    """`tf.image.resize(image, [size, size], antialias=True)` in less than half of its time: float32 [size, size, c].
+
+    One side at a time, all numbers of the other as channels: TensorFlow's operation is slow for 3 of them.
+    """
+
+    def resize(rows):  # [n, m] -> float32 [size, m]
+        number, length = tf.unstack(tf.shape(rows))
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=tf.reshape(rows, [1, 1, number, length]),
+            size=[1, size],
+            scale=tf.stack([1.0, tf.cast(size, tf.float32) / tf.cast(number, tf.float32)]),
+            translation=[0.0, 0.0],
+            kernel_type=kernel,
+            antialias=True,
+        )
+        return tf.reshape(resized, [size, length])
+
+    height, width, channels = tf.unstack(tf.shape(image))
+    image_rows = resize(tf.reshape(image, [height, width * channels]))
+    columns = resize(tf.reshape(tf.transpose(image_rows), [width, channels * size]))
+    return tf.reshape(tf.transpose(tf.reshape(columns, [size * channels, size])), [size, size, image.shape[-1]])
 
 
 def _check_resize(config):
