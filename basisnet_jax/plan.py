@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
 
-from basisnet_jax import distill, evaluate, hlo, madds, models, optimizer, partition, platforms
+from basisnet_jax import basis, distill, evaluate, hlo, madds, models, optimizer, partition, platforms
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.train_step import create_state, make_train_step
@@ -116,8 +116,9 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
     begin = time.perf_counter()
     with platforms.paths_for("tpu"):
         share = config.batch_size // config.accumulate // len(devices)
-        items = madds.count(models.create_abstract(config), evaluate.image_shape(config), share)
-        report["paths"] = madds.execution(items)
+        model = models.create_abstract(config)
+        report["paths"] = madds.execution(madds.count(model, evaluate.image_shape(config), share))
+        report["mixed_again"] = any(layer.mixes_again(share) for layer in basis.basis_layers(model).values())
         lowered = lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples)
     try:
         compiled = lowered.compile(COMPILER_OPTIONS)
@@ -250,6 +251,8 @@ def table(report: dict) -> str:
 
     if report["paths"]:
         lines.append(f"paths of the layers with bases: {report['paths']}")
+        done = "mixed again for" if report["mixed_again"] else "kept for"
+        lines.append(f"the kernels of a batch are {done} the backward pass")
     memory, seconds = report["memory"], {name: f"{1e3 * value:.3f} ms" for name, value in report["seconds"].items()}
     notes = {
         "outputs": f"and {gib(memory['aliased'])} in the place of arguments",

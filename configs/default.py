@@ -126,7 +126,8 @@ def get_config(arg=""):
     # their number. n > 1: of each of n equal parts of the batch, as on n devices that do not talk to each other.
     config.batch_norm_groups = 1
     config.accumulate = 1  # passes that share a batch; only one share's activations are in memory at a time
-    config.remat_kernels = False  # the backward pass mixes the kernels of all examples again, instead of keeping them
+    # Whether the backward pass mixes all kernels of the batch again instead of keeping them. None: where that is free.
+    config.remat_kernels = ml_collections.config_dict.placeholder(bool)
 
     # Early termination: the threshold is chosen on the validation split.
     config.max_drop = 0.003  # the top-1, as a fraction, that the chosen threshold may cost

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis, conv
+from basisnet_jax import basis, conv, platforms
 
 N = 3
 
@@ -263,3 +263,24 @@ def test_kernels_are_mixed_one_layer_after_the_other():
     program = jax.jit(run).lower(state, jnp.zeros((32, 2, 2, 64)), jnp.ones((32, 1, N))).compile()
     kernels_of_a_layer = 4 * 32 * 64 * 64
     assert program.memory_analysis().temp_size_in_bytes < 3 * kernels_of_a_layer
+
+
+@pytest.mark.parametrize(
+    ("batch", "platform", "remat", "kept"),
+    [(128, "tpu", None, False), (128, "tpu", False, True), (64, "tpu", None, True), (128, "cpu", None, True)],
+)
+def test_kernels_are_kept_for_the_backward_pass_unless_it_costs_nothing_to_mix_them_again(batch, platform, remat, kept):
+    plain = nnx.Sequential(nnx.Conv(8, 16, (1, 1), rngs=nnx.Rngs(0)))
+    network = basis.with_bases(plain, N, where=everything, rngs=nnx.Rngs(1))
+    for layer in basis.basis_layers(network).values():
+        layer.remat = remat
+    x, coefficients, (graph, state) = jnp.ones((batch, 2, 2, 8)), jnp.ones((batch, 1, N)), nnx.split(network)
+
+    def apply(x, coefficients):
+        network = nnx.merge(graph, state)
+        with basis.mixed(network, coefficients):
+            return network(x)
+
+    with platforms.paths_for(platform):
+        _, gradient = jax.vjp(apply, x, coefficients)
+    assert any(residual.size == batch * 8 * 16 for residual in jax.tree.leaves(gradient)) == kept
