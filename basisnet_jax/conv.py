@@ -99,7 +99,7 @@ def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, group
         found.append("pointwise")
     if groups == x_shape[-1] == outputs and rank <= 2:
         in_lanes = ["lanes"] if rank == 2 and depthwise_tpu.fits(x_shape, window, strides, pads, dilation) else []
-        if in_whole_vectors(x_shape[0]):
+        if _in_whole_vectors(x_shape[0]):
             found += [*in_lanes, "depthwise"]
         elif platform() == "tpu":
             found += ["folded", "depthwise"] if max(strides) > 1 else ["depthwise"]
@@ -110,7 +110,7 @@ def paths(x_shape, kernel_shape, *, strides=1, padding="SAME", dilation=1, group
     return [*dict.fromkeys([*found, "general", "folded", "loop"])]
 
 
-def in_whole_vectors(batch: int) -> bool:
+def _in_whole_vectors(batch: int) -> bool:
     """Whether every device of a TPU has 128 examples or a multiple: activations then lie with the batch in lanes."""
     if platform() != "tpu" or (jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1):
         return False  # of several devices without a mesh nobody knows how they share the batch
@@ -165,12 +165,12 @@ def conv_general_dilated(
 
 def _pointwise(x, kernels, strides, dilation, groups):
     (x,) = slices(x, kernels.shape[1:-2], strides, dilation)
-    if in_whole_vectors(x.shape[0]):  # XLA copies x and y between that and this product's layout, else in float32
+    if _in_whole_vectors(x.shape[0]):  # XLA copies x and y between that and this product's layout, else in float32
         x = lax.optimization_barrier(x)
     batch, *_, inputs = x.shape
     y = jnp.matmul(x.reshape(batch, -1, inputs), kernels.reshape(batch, inputs, -1))
     y = y.reshape(*x.shape[:-1], -1)
-    return lax.optimization_barrier(y) if in_whole_vectors(x.shape[0]) else y
+    return lax.optimization_barrier(y) if _in_whole_vectors(x.shape[0]) else y
 
 
 def _depthwise(x, kernels, strides, pads, dilation):

@@ -118,7 +118,7 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
         share = config.batch_size // config.accumulate // len(devices)
         model = models.create_abstract(config)
         report["paths"] = madds.execution(madds.count(model, evaluate.image_shape(config), share))
-        report["mixed_again"] = any(layer.mixes_again(share) for layer in basis.basis_layers(model).values())
+        report["mixed_again"] = any(layer.mixes_again for layer in basis.basis_layers(model).values())
         lowered = lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples)
     try:
         compiled = lowered.compile(COMPILER_OPTIONS)

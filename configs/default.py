@@ -126,7 +126,7 @@ def get_config(arg=""):
     # their number. n > 1: of each of n equal parts of the batch, as on n devices that do not talk to each other.
     config.batch_norm_groups = 1
     config.accumulate = 1  # passes that share a batch; only one share's activations are in memory at a time
-    # Whether the backward pass mixes all kernels of the batch again instead of keeping them. None: where that is free.
+    # Whether the backward pass mixes all kernels of the batch again instead of keeping them. None: on TPU.
     config.remat_kernels = ml_collections.config_dict.placeholder(bool)
 
     # Early termination: the threshold is chosen on the validation split.
