@@ -104,6 +104,7 @@ def config_of(tiny, **overrides):
     return config
 
 
+@pytest.mark.slow
 def test_of_a_config(tiny):
     """The coefficients' fields reach every unit, and gradients reach every router."""
     config = config_of(

@@ -72,6 +72,7 @@ def test_the_drop_stays_within_what_is_allowed(calibrated, held_out):
     assert strict["target"] == {"max_drop": 0.0}
 
 
+@pytest.mark.slow
 def test_evaluation_and_prediction_obey_it(calibrated, workdir, held_out):
     _, costs = held_out
     found = calibrated(f"--target_madds={np.mean(costs)}", "--criterion=margin", "--temperature_scaling")

@@ -42,6 +42,7 @@ def test_what_remains_is_renormalised():
     assert jnp.all(jnp.isfinite(grads))
 
 
+@pytest.mark.slow
 def test_dropout_works_in_training_only_and_in_all_layers_at_once(tiny):
     functions = models.functional(models.create(tiny(**{"coefficients.dropout": 0.5})))
     images = jax.random.normal(jax.random.key(0), (16, 16, 16, 1))

@@ -77,6 +77,7 @@ def one_step(config, batch, teacher=None, weights=None):
     return metrics, jax.tree.map(lambda a, b: np.asarray(a - b), state.params, new.params)
 
 
+@pytest.mark.slow
 def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, capsys):
     """Where nothing is augmented both ways teach the same, if the teacher's crop and size are the student's."""
     config.augment.update(shift=0.0, rotation=0.0, zoom=0.0)
@@ -138,6 +139,7 @@ def test_mixed_images_get_mixed_predictions(config):
     np.testing.assert_allclose(one_step(config, knowing)[0]["loss"], one_step(config, batch)[0]["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher(config, tmp_path):
     """Through the trainer, both ways; nothing of the teacher is in the checkpoint."""
     config.update(num_epochs=0.25, batch_size=256, eval_every_epochs=1.0)

@@ -147,6 +147,7 @@ def test_what_model_json_says(format, exported, workdir, config):
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.slow
 def test_no_weight_is_stored_twice(format, make_run, tiny, data_dir, tmp_path):
     """A file grows by four bytes for each further parameter of either stage."""
     sizes, counts = [], []
@@ -222,6 +223,7 @@ def test_any_number_of_images(format, exported, images):
     assert final["logits"].shape == (5, 10)
 
 
+@pytest.mark.slow
 def test_safetensors_load_back_as_the_model(exported, workdir, images):
     folder = exported("--format=safetensors")
     model, run = basisnet_jax.load(str(folder)), runs.load(workdir)
@@ -233,6 +235,7 @@ def test_safetensors_load_back_as_the_model(exported, workdir, images):
 
 
 @pytest.mark.parametrize("model", ["static", "routed", "routed by layer"])
+@pytest.mark.slow
 def test_models_of_one_stage(model, make_run, tiny, data_dir, files, tmp_path, predict):
     layers = r"stages/.*/(expand|depthwise|project)/conv"
     config = tiny(**{"data_dir": data_dir, "model": model.split()[0], "basis.layers": layers})
@@ -265,6 +268,7 @@ def test_folding_batch_norm_changes_nothing(config, images):
     assert np.abs(model(given).logits - expected.logits).max() == 0  # the model given is as it was
 
 
+@pytest.mark.slow
 def test_the_specialist_of_an_image_is_a_plain_network(workdir, files, images, tmp_path, predict, capsys):
     image = files / "05.png"
     flags = ["--format=specialist", f"--image={image}", f"--output={tmp_path / 'one'}"]

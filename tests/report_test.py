@@ -129,6 +129,7 @@ def test_names_stay_text(workdir, capsys):
     assert any("$1$" in svg for svg in drawings)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_left_out_or_told(workdir, make_run, tiny, data_dir, tmp_path, capsys):
     uncalibrated = shown(workdir, capsys)
     assert f"basisnet calibrate --workdir={workdir} --max_drop=0.003" in uncalibrated

@@ -188,6 +188,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, flags, tmp_path, capsys):
     workdir = tmp_path / "run"
     command = ["train", *flags, f"--workdir={workdir}"]

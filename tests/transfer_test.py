@@ -109,6 +109,7 @@ def test_what_the_weights_are_used_to_is_told(tiny, tmp_path, caplog):
     assert told.endswith("its weights are used to --config.network.padding=same")
 
 
+@pytest.mark.slow
 def test_training_starts_there_and_goes_on_without_it(tiny, tmp_path, data_dir):
     """At learning rate 0 a run ends with what it started with; a resumed run does not need `init_from` any more."""
     static = tiny(model="static", data_dir=data_dir)
