@@ -53,9 +53,9 @@ class BasisLayer(nnx.Module):
     """A layer that holds N kernels, [N, *kernel shape], in the place of its one, and mixes them for each example.
 
     With `remat` the backward pass mixes the kernels of all examples again instead of keeping them from the forward
-    pass. It costs the mixing, N multiply-adds a weight and example. None does so on TPU only: there a step moves no
-    more bytes and needs a tenth to a third less memory. XLA for CPU finds that the kernels are mixed twice, and keeps
-    them.
+    pass. It costs the mixing, N multiply-adds a weight and example. None does so on TPU only: compiled for v5e, a step
+    of imagenet_basisnet_mv3 moves no more bytes and needs 8 to 35 % fewer temporaries. XLA for CPU finds that the
+    kernels are mixed twice, and keeps them.
     """
 
     remat: bool | None = None

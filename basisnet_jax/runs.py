@@ -54,11 +54,12 @@ def load(workdir: str, which: str | None = None) -> Run:
 
 
 def check(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Refuses a workdir that another config made."""
+    """Refuses a workdir that another config made; what only a step's memory depends on may differ."""
     if not os.path.exists(os.path.join(workdir, "config.json")):
         return
     ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
-    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    names = (ours | theirs).keys() - {"remat_kernels"}
+    differing = sorted(name for name in names if ours.get(name) != theirs.get(name))
     if differing:
         fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
         raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")

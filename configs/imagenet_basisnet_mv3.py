@@ -2,10 +2,10 @@
 
     basisnet train --config=configs/imagenet_basisnet_mv3.py --workdir=DIR
 
-48.7M parameters. Meant for a TPU v5e or v4 slice (global batch 4096; a v5e moves the fewest bytes an image with 128 of
-them on each device). The paper reports 80.3 % top-1 at 290M multiply-adds and 80.0 % at 198M on average; those are the
-paper's figures. Preview size, number of bases and which layers have them are assumptions that fit its count. Arguments:
-bases (16), width (1.0), seed (0).
+48.7M parameters. Meant for a TPU v5e or v4 slice (global batch 4096; on a v5e better 128 images a device than 64 or
+fewer, see benchmarks/README.md). The paper reports 80.3 % top-1 at 290M multiply-adds and 80.0 % at 198M on average;
+those are the paper's figures. Preview size, number of bases and which layers have them are assumptions that fit its
+count. Arguments: bases (16), width (1.0), seed (0).
 """
 
 from basisnet_jax.configs import default

@@ -19,6 +19,7 @@ import pytest
 
 from basisnet_jax import cli, models, optimizer, runs, train
 from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
 
 # 16 steps, 8 an epoch. Checkpoints at 5, 8, 10, 15 and 16: most of them in the middle of an epoch.
 CONFIG = """
@@ -393,3 +394,10 @@ def test_the_weight_of_the_previews_loss(flags, batch):
     assert max(jax.tree.leaves(gradient["preview"]["classifier"])) == 0
     assert min(jax.tree.leaves(gradient["coefficient_head"])) > 0
     assert max(jax.tree.leaves(gradient["preview"]["stages"])) > 0
+
+
+def test_a_run_goes_on_with_kernels_kept_or_mixed_again(tiny, tmp_path):
+    runs.claim(tiny(remat_kernels=False), str(tmp_path))
+    runs.check(tiny(), str(tmp_path))
+    with pytest.raises(UserError, match="seed: given 1, there 0"):
+        runs.check(tiny(seed=1), str(tmp_path))

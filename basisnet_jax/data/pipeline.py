@@ -364,9 +364,10 @@ def _resize(config, image):
 
 
 def _resize_sides(image, size, kernel):
-    """`tf.image.resize(image, [size, size], antialias=True)` in less than half of its time: float32 [size, size, c].
+    """`tf.image.resize(image, [size, size], antialias=True)`, quicker: float32 [size, size, c].
 
-    One side at a time, all numbers of the other as channels: TensorFlow's operation is slow for 3 of them.
+    One side at a time, all numbers of the other as channels: TensorFlow's operation is slow for 3 of them. From 300 or
+    600 pixels to 224 it takes 0.4 of the time; from 1500 and more, which take longer to decode, no less.
     """
 
     def resize(rows):  # [n, m] -> float32 [size, m]
