@@ -382,10 +382,10 @@ def _resize_sides(image, size, kernel):
         )
         return tf.reshape(resized, [size, length])
 
-    height, width, channels = tf.unstack(tf.shape(image))
+    (height, width, _), channels = tf.unstack(tf.shape(image)), image.shape[-1]
     image_rows = resize(tf.reshape(image, [height, width * channels]))
     columns = resize(tf.reshape(tf.transpose(image_rows), [width, channels * size]))
-    return tf.reshape(tf.transpose(tf.reshape(columns, [size * channels, size])), [size, size, image.shape[-1]])
+    return tf.reshape(tf.transpose(tf.reshape(columns, [size * channels, size])), [size, size, channels])
 
 
 def _check_resize(config):
