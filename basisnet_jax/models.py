@@ -84,6 +84,8 @@ class Functional(NamedTuple):
     batch_stats: dict
     train: Callable  # (params, batch_stats, images, key, temperature=None) -> (Outputs, new batch_stats)
     evaluate: Callable  # (params, batch_stats, images) -> Outputs
+    num_bases: dict[str, int]  # of each kernel that has bases, by its path in params, joined with "/"
+    head_features: dict[str, int]  # inputs of each layer that computes coefficients, by the paths of its params
 
 
 def functional(model: nnx.Module) -> Functional:
@@ -111,7 +113,19 @@ def functional(model: nnx.Module) -> Functional:
         model = nnx.merge(eval_graph, nnx.State(params), nnx.State(batch_stats), rest, copy=True)
         return outputs(model, images)
 
-    return Functional(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats), train, evaluate)
+    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    num_bases = {f"{path}/layer/kernel": layer.num_bases for path, layer in basis.basis_layers(model).items()}
+    return Functional(params, batch_stats, train, evaluate, num_bases, _head_features(model))
+
+
+def _head_features(model: nnx.Module) -> dict[str, int]:
+    names = {BasisNet: "coefficient_head", baselines.Unit: "router"}
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        if name := names.get(type(module)):
+            layer = getattr(module, name)
+            found |= {"/".join(map(str, (*path, name, param))): layer.in_features for param in ("kernel", "bias")}
+    return found
 
 
 def _reseeded(rest: nnx.State, key: jax.Array) -> nnx.State:

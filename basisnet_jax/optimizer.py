@@ -1,4 +1,21 @@
-"""Optimizers, schedules and the moving average of weights, all from one config."""
+"""Optimizers, schedules and the moving average of weights, all from one config.
+
+Two parts of a BasisNet learn at another speed than its static network would, for reasons of size alone. Both are
+corrected here, so that a learning rate that suits the static network suits BasisNet, whatever the number of bases, the
+width of the preview and the optimizer:
+
+*Bases.* With even coefficients a basis has 1/N of the gradient that the network's one kernel would have. Adam divides
+it out; RMSProp with TensorFlow's large epsilon does not, and N bases together learn N times more slowly. So the
+gradient of each basis is multiplied by N. Copies of one kernel with even coefficients then train, step by step, as the
+static network does, with any optimizer.
+
+*The coefficient head.* A step of Adam moves its logits by the learning rate times the sum of |features|: the wider the
+preview, the faster. Bases are then told apart before they have learnt anything. So the head's learning rate is divided
+by the number of its features, as muP does for output layers (Yang et al. 2022, arXiv 2203.03466, table 3), and
+multiplied by `config.coefficient_rate`.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +23,7 @@ import ml_collections
 import optax
 
 from basisnet_jax.errors import UserError
+from basisnet_jax.models import Functional
 
 
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
@@ -34,8 +52,10 @@ def kernels_only(params) -> object:
     return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
-def create(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """The transformation that `config.optimizer` describes.
+def create(
+    config: ml_collections.ConfigDict, learning_rate: optax.Schedule, functions: Functional
+) -> optax.GradientTransformation:
+    """The transformation that `config.optimizer` describes, for the params of `functions`.
 
     RMSProp is TensorFlow's (epsilon inside the root, second moment starting at 1), to which the published learning
     rates of mobile networks belong; its weight decay is an L2 term of the gradient, AdamW's is decoupled.
@@ -61,7 +81,23 @@ def create(config: ml_collections.ConfigDict, learning_rate: optax.Schedule) -> 
     else:
         raise UserError(f'config.optimizer.name={config.name!r}, expected "rmsprop" or "adamw"')
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.scale_bases and functions.num_bases:
+        # Half before clipping: N bases of 1/sqrt(N) of the gradient have the norm that the one kernel's would have.
+        half = scaled({path: math.sqrt(n) for path, n in functions.num_bases.items()})
+        clip = [half, *clip, half]
+    if config.coefficient_rate and functions.head_features:
+        steps.append(scaled({path: config.coefficient_rate / n for path, n in functions.head_features.items()}))
     return optax.chain(*clip, *steps)
+
+
+def scaled(factors: dict[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of the params at the given paths."""
+
+    def update(updates, params):
+        del params
+        return jax.tree.map_with_path(lambda path, u: u * factors.get("/".join(str(k.key) for k in path), 1.0), updates)
+
+    return optax.stateless(update)
 
 
 def moving_average(average, new, step: jax.Array, decay: float):

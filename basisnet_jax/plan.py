@@ -172,7 +172,7 @@ def lower(config, mesh, examples: int | None) -> jax.stages.Lowered:
     if not steps_per_epoch:
         raise UserError(f"config.batch_size is {config.batch_size}, which the {examples} training examples do not fill")
     rate = optimizer.schedule(config.optimizer, steps_per_epoch, round(config.num_epochs * steps_per_epoch))
-    tx = optimizer.create(config.optimizer, rate)
+    tx = optimizer.create(config.optimizer, rate, functions)
     over_batch, replicated = partition.over_batch(mesh), partition.replicated(mesh)
 
     def placed(shapes, shardings):

@@ -23,6 +23,9 @@ from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 
+# What was done before these fields existed, where it is not their default.
+BEFORE = {"optimizer": {"scale_bases": False, "coefficient_rate": 0.0}}
+
 
 class Run(NamedTuple):
     """A run read back: `functions.evaluate(params, batch_stats, images)` computes its outputs."""
@@ -185,11 +188,12 @@ def told_when_full(workdir: str) -> Iterator[None]:
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
-    """The resolved config of the run in `workdir`. Fields that did not exist yet when it began have their defaults."""
+    """The resolved config of the run in `workdir`; fields that did not exist yet when it began do what was done then."""
     path = os.path.join(workdir, "config.json")
     try:
         with open(path) as file:
-            return ml_collections.ConfigDict(over(json.loads(default.get_config().to_json()), json.load(file)))
+            defaults = over(json.loads(default.get_config().to_json()), BEFORE)
+            return ml_collections.ConfigDict(over(defaults, json.load(file)))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:

@@ -53,7 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         functions = transfer.initialized(config, functions)
     teacher = distill.load(config)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
-    tx = optimizer.create(config.optimizer, learning_rate)
+    tx = optimizer.create(config.optimizer, learning_rate, functions)
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
     runs.claim(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
     runs.write_classes(workdir, pipeline.class_names(config))

@@ -28,6 +28,6 @@ def train_step(config, functions: models.Functional):
     """The step of a training run, `(state, batch, key) -> (state, metrics)`, and the function that makes its state."""
     steps = 1000  # an epoch; sets constants of the schedules only
     rate = optimizer.schedule(config.optimizer, steps, round(config.num_epochs * steps))
-    tx = optimizer.create(config.optimizer, rate)
+    tx = optimizer.create(config.optimizer, rate, functions)
     step = make_train_step(config, functions, tx, optimizer.temperature(config.coefficients, steps))
     return step, functools.partial(create_state, tx=tx)

@@ -118,6 +118,11 @@ def get_config(arg=""):
     config.optimizer.momentum = 0.9  # rmsprop's momentum, adamw's b1
     config.optimizer.second_moment_decay = 0.9  # rmsprop's decay, adamw's b2
     config.optimizer.epsilon = 1e-3
+    # The coefficient head's learning rate: learning_rate times this, divided by the number of the head's input
+    # features. 0: learning_rate itself. Basis kernels: their gradient is multiplied by the number of bases, so that
+    # they learn as fast as the static network's one kernel with every optimizer (basisnet_jax/optimizer.py says why).
+    config.optimizer.coefficient_rate = 8.0
+    config.optimizer.scale_bases = True
     config.ema_decay = 0.9999  # of params and batch statistics, warmed up as min(decay, (1 + t) / (10 + t))
 
     # Devices and memory.

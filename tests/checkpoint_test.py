@@ -150,7 +150,7 @@ def digits_workdir(tmp_path_factory, data_dir):
     runs.claim(config, str(workdir))
     model = models.functional(models.create(config))
     state = jax.jit(train.create_state, static_argnums=2)(
-        model.params, model.batch_stats, optimizer.create(config.optimizer, 1e-3)
+        model.params, model.batch_stats, optimizer.create(config.optimizer, 1e-3, model)
     )
     checkpoints = checkpoint.manager(str(workdir), keep=2)
     for step in (1, 2):

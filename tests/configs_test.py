@@ -213,7 +213,7 @@ def test_training_steps(name, arg, data_dir, monkeypatch):
 
     functions = models.functional(models.create(config))
     steps_per_epoch = pipeline.steps_per_epoch(config)
-    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, steps_per_epoch, 100))
+    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, steps_per_epoch, 100), functions)
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
     step = train.make_train_step(config, functions, tx, temperature)
     state = train.create_state(functions.params, functions.batch_stats, tx)

@@ -34,7 +34,7 @@ def functional(config: str) -> models.Functional:
 def start(config, mesh):
     """The functional, the first state on the mesh and the jitted step."""
     functions = functional(ml_collections.ConfigDict({**config, "fsdp": 1, "accumulate": 1}).to_json())
-    tx = optimizer.create(config.optimizer, lambda step: config.optimizer.learning_rate)
+    tx = optimizer.create(config.optimizer, lambda step: config.optimizer.learning_rate, functions)
     make = partial(create_state, tx=tx)
     shardings = partition.of_state(jax.eval_shape(make, functions.params, functions.batch_stats), mesh)
     state = jax.jit(make, out_shardings=shardings)(functions.params, functions.batch_stats)

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from basisnet_jax.configs import default
+from orbax.checkpoint import tree as trees
 
-from basisnet_jax import losses, optimizer
+from basisnet_jax import losses, models, optimizer
 from basisnet_jax.basisnet import Outputs
 from basisnet_jax.errors import UserError
+from basisnet_jax.train_step import create_state, make_train_step
+
+PLAIN = models.Functional({}, {}, None, None, {}, {})  # of a network without bases
 
 
 def config(**changes):
@@ -31,7 +35,7 @@ def test_warm_up_then_exponential_decay_in_steps():
 
 
 def run(changes, grads, params):
-    tx = optimizer.create(config(**changes), lambda step: 0.1)
+    tx = optimizer.create(config(**changes), lambda step: 0.1, PLAIN)
     state = tx.init(params)
     for grad in grads:
         updates, state = tx.update(grad, state, params)
@@ -103,4 +107,56 @@ def test_joint_loss_is_the_weighted_sum(tiny):
 def test_unknown_names(changes):
     with pytest.raises(UserError, match="expected"):
         optimizer.schedule(config(**changes), 1, 1)
-        optimizer.create(config(**changes), lambda step: 0.1)
+        optimizer.create(config(**changes), lambda step: 0.1, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_even_copies_train_as_the_static_network(tiny, name):
+    """Step by step, whatever the number of bases: a learning rate that suits one suits the other."""
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), np.uint8), "label": np.arange(8)}
+
+    def trained(**changes):
+        config = tiny(**{"preview_loss_weight": 0.0, "network.dropout": 0.0, "optimizer.clip_norm": 0.5, **changes})
+        config.optimizer.update(name=name, epsilon=1e-3, weight_decay=0.1)
+        functions = models.functional(models.create(config))
+        tx = optimizer.create(config.optimizer, lambda step: 0.03, functions)
+        state = create_state(functions.params, functions.batch_stats, tx)
+        step = jax.jit(make_train_step(config, functions, tx))
+        for _ in range(4):
+            state, _ = step(state, batch, jax.random.key(0))
+        return functions.params, state.params
+
+    copies = {"basis.init": "copies", "init_noise": 0.0, "coefficients.temperature": 1e9}
+    first, static = map(trees.to_flat_dict, trained(model="static"))
+    params = trees.to_flat_dict(trained(**copies)[1]["specialist"])
+
+    def bases_of(path):
+        return params.get((*path[:-1], "layer", path[-1]), params.get(path))
+
+    for path, expected in static.items():
+        # Adam divides small gradients by their size, and so magnifies how they are rounded.
+        expected = np.broadcast_to(expected, bases_of(path).shape)
+        np.testing.assert_allclose(bases_of(path), expected, rtol=2e-3, atol=2e-4, err_msg=str(path))
+    assert np.mean([not np.allclose(static[path], first[path], rtol=0.01) for path in static]) > 0.4
+    if name == "rmsprop":  # otherwise three bases learn three times more slowly
+        slow = trees.to_flat_dict(trained(**copies, **{"optimizer.scale_bases": False})[1]["specialist"])
+        kernels = [path for path in slow if path[-2:] == ("layer", "kernel")]
+        assert kernels and not any(np.allclose(slow[path], params[path], rtol=2e-3, atol=2e-4) for path in kernels)
+
+
+def test_the_heads_logits_move_at_one_speed_whatever_its_width(tiny):
+    """By about rate x coefficient_rate x mean |feature| a step of Adam; not, as without it, by rate x their sum."""
+
+    def moved(features, coefficient_rate):
+        config = tiny(**{"preview.head_features": features, "optimizer.coefficient_rate": coefficient_rate})
+        functions = models.functional(models.create(config))
+        tx = optimizer.create(config.optimizer, lambda step: 0.01, functions)
+        gradient = jax.tree.map(jnp.ones_like, functions.params)
+        updates, _ = tx.update(gradient, tx.init(functions.params), functions.params)
+        head = updates["coefficient_head"]
+        return -float(head["kernel"].sum(axis=0)[0] + head["bias"][0])  # of a logit, where all features are 1
+
+    narrow, wide = moved(8, 4.0), moved(64, 4.0)
+    np.testing.assert_allclose([narrow, wide], 0.01 * 4.0 * np.array([9 / 8, 65 / 64]), rtol=0.02)
+    assert moved(64, 0.0) == pytest.approx(0.01 * 65, rel=0.02)
+    assert moved(64, 8.0) == pytest.approx(2 * wide, rel=1e-5)

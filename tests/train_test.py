@@ -324,9 +324,10 @@ def batch(flags):
     return next(pipeline.train_batches(config_of(flags, "batch_size=32")))
 
 
-def one_step(config, tx):
-    """The jitted train step of a config and its first state."""
+def one_step(config, tx=None):
+    """The jitted train step of a config and its first state; `tx` stands in for the config's optimizer."""
     functions = models.functional(models.create(config))
+    tx = tx or optimizer.create(config.optimizer, lambda count: 0.01, functions)
     state = jax.jit(train.create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
     train_step = jax.jit(train.make_train_step(config, functions, tx))
     return lambda state, batch: train_step(state, batch, jax.random.key(config.seed)), state
@@ -335,7 +336,7 @@ def one_step(config, tx):
 @pytest.mark.parametrize("model", ["basisnet", "static"])
 def test_steps_on_one_batch_lower_its_loss(flags, batch, model):
     config = config_of(flags, f"model={model}", "ema_decay=0.15")
-    step, state = one_step(config, optimizer.create(config.optimizer, lambda count: 0.01))
+    step, state = one_step(config)
     losses = []
     for _ in range(20):
         state, metrics = step(state, batch)
@@ -350,7 +351,7 @@ def test_steps_on_one_batch_lower_its_loss(flags, batch, model):
 def test_the_moving_average(flags, batch):
     """ema <- d * ema + (1 - d) * new with d = min(decay, (1 + t) / (10 + t)), of params and batch statistics."""
     config = config_of(flags, "ema_decay=0.15")
-    step, state = one_step(config, optimizer.create(config.optimizer, lambda count: 0.01))
+    step, state = one_step(config)
     expected = jax.tree.map(np.asarray, (state.params, state.batch_stats))
     start = expected
     for decay in (1 / 10, 0.15, 0.15):  # (1 + 1) / (10 + 1) and what follows are above 0.15
@@ -369,13 +370,14 @@ def test_the_moving_average(flags, batch):
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])
 def test_weight_decay_touches_kernels_only(flags, name):
     config = config_of(flags, f"optimizer.name={name}")
-    params = models.functional(models.create(config)).params
+    functions = models.functional(models.create(config))
+    params = functions.params
     mask = ocp.tree.to_flat_dict(optimizer.kernels_only(params))
     assert {path for path, decayed in mask.items() if decayed} == {path for path in mask if path[-1] == "kernel"}
     assert {path[-1] for path in mask} == {"kernel", "bias", "scale"}
 
     # With no gradient, all that an update does is decay.
-    tx = optimizer.create(config.optimizer, lambda count: 0.1)
+    tx = optimizer.create(config.optimizer, lambda count: 0.1, functions)
     params = jax.tree.map(jnp.ones_like, params)
     updates, _ = jax.jit(lambda params: tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params))(
         params

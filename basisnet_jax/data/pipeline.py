@@ -24,7 +24,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from clu import deterministic_data
 
-import basisnet_jax.data.digits  # noqa: F401  (registers the name with TFDS)
+import basisnet_jax.data.digits
+import basisnet_jax.data.glyphs  # noqa: F401  (both register their names with TFDS)
 from basisnet_jax import augment, autoaugment
 from basisnet_jax.data import folder, imagenet
 from basisnet_jax.errors import UserError
