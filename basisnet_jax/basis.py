@@ -154,12 +154,15 @@ def independent(key: jax.Array, kernel: jax.Array, num_bases: int) -> jax.Array:
 def copies(noise: float) -> Initializer:
     """N copies of the given kernel, each plus normal noise of `noise` times the kernel's standard deviation.
 
-    With noise 0 and coefficients that sum to one, the network computes what it computed before.
+    The noise of all N sums to zero: with even coefficients the network computes what it computed before. With noise 0
+    it does so with any coefficients that sum to one.
     """
 
     def initialize(key, kernel, num_bases):
         kernel = initializers.on_host(kernel)
-        return kernel + noise * kernel.std() * initializers.standard_normal(key, (num_bases, *kernel.shape))
+        drawn = initializers.standard_normal(key, (num_bases, *kernel.shape))
+        drawn = (drawn - drawn.mean(axis=0)) * (num_bases / max(num_bases - 1, 1)) ** 0.5  # of variance 1 again
+        return kernel + noise * kernel.std() * drawn
 
     return initialize
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 ACTIVATIONS = ("softmax", "sigmoid")
 DEAD = 0.01  # a basis whose usage is below this is dead
+COLLAPSED = 1e-3  # where images tell mixtures apart by less than this, all have one mixture
 
 
 def check(activation: str, dropout: float, dropout_per: str) -> None:
@@ -60,6 +61,27 @@ def entropy(coefficients_BKN: jax.Array) -> jax.Array:
         return jnp.zeros(())
     shares = coefficients_BKN / jnp.sum(coefficients_BKN, axis=-1, keepdims=True)
     return jnp.mean(jnp.sum(jax.scipy.special.entr(shares), axis=-1)) / jnp.log(num_bases)
+
+
+def information(coefficients_BKN: np.ndarray) -> float:
+    """What a mixture tells about its image, as a share of log N, mean over layers: 0 where all images have the same.
+
+    The entropy of the mean mixture less the mean entropy of the mixtures: the mutual information of image and basis.
+    """
+    shares = coefficients_BKN / coefficients_BKN.sum(axis=-1, keepdims=True)
+    return float(entropy(shares.mean(axis=0, keepdims=True)) - entropy(shares))
+
+
+def collapse(coefficients_BKN: np.ndarray) -> str | None:
+    """What is wrong where all images have the same mixture, and what to change; None where nothing is."""
+    if coefficients_BKN.shape[-1] == 1 or information(coefficients_BKN) > COLLAPSED:
+        return None
+    within = float(entropy(coefficients_BKN))
+    change = "raise" if within > 0.5 else "lower"
+    return (
+        f"all images have the same mixture of bases (entropy {within:.2f} of 1): the specialist is a static network; "
+        f"{change} config.optimizer.coefficient_rate"
+    )
 
 
 def usage(coefficients_BKN: jax.Array | np.ndarray):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from basisnet_jax import checkpoint, early_exit, losses, madds, models, partition, plots, runs
+from basisnet_jax import checkpoint, coefficients, early_exit, losses, madds, models, partition, plots, runs
 from basisnet_jax.data import pipeline
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.models import Functional
@@ -131,12 +131,15 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
 
 
 def summarize(per_example: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over the examples, summed in double precision and divided once."""
+    """Means over the examples, summed in double precision and divided once; of coefficients, how far images differ."""
     means = {
         name: float(np.sum(column, dtype=np.float64) / len(column))
         for name, column in per_example.items()
         if name not in ("confidence", "coefficients")
     }
+    if "coefficients" in per_example:
+        means["coefficient_entropy"] = float(coefficients.entropy(per_example["coefficients"]))
+        means["coefficient_information"] = coefficients.information(per_example["coefficients"])
     return {**means, "num_examples": len(per_example["top1"])}
 
 

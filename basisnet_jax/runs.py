@@ -188,7 +188,7 @@ def told_when_full(workdir: str) -> Iterator[None]:
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
-    """The resolved config of the run in `workdir`; fields that did not exist yet when it began do what was done then."""
+    """The resolved config of the run in `workdir`; a field that did not exist when it began does what was done then."""
     path = os.path.join(workdir, "config.json")
     try:
         with open(path) as file:

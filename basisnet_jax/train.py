@@ -103,7 +103,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
             if evaluates:
                 averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
                 log.write(step, "validation", summary := evaluate.summarize(averaged))
-                warn_of_dead_bases(averaged, model)
+                warn_of_unused_bases(averaged, model)
             if stops or evaluates or step % config.checkpoint_every_steps == 0:
                 watch.read()  # a state that follows from a bad loss is never saved
                 checkpoint.save(checkpoints, step, state, summary if evaluates else None)
@@ -132,9 +132,11 @@ def with_teacher(config, teacher: distill.Teacher | None, first_step: int, mesh)
     return batches, teacher.logits, (key, weights)
 
 
-def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
-    """Names the bases that hardly any mixture of the split uses: they cost memory and mixing, and learn nothing."""
+def warn_of_unused_bases(per_example: dict, model: nnx.Module) -> None:
+    """Says when all images of the split have one mixture, and names the bases that hardly any mixture uses."""
     if "coefficients" in per_example:
+        if collapse := coefficients.collapse(per_example["coefficients"]):
+            logging.warning(collapse)
         usage = coefficients.usage(per_example["coefficients"])
         if dead := coefficients.dead(usage, model.coefficient_names()):
             logging.warning("%d dead bases: %s", len(dead), ", ".join(dead[:10]) + (" ..." if dead[10:] else ""))

@@ -63,9 +63,9 @@ def get_config(arg=""):
     config.basis.num_bases = 16
     # Which layers get bases: those whose whole path this regular expression matches (`basisnet madds` lists the paths).
     config.basis.layers = r"stages/.*/(expand|depthwise|project)/conv|last/conv|head(/conv)?"
-    # The bases' first kernels: "independent" draws, or "copies" of one draw, each plus noise as `init_noise` says. With
-    # copies and a softmax every mixture starts as one and the same kernel, and the bases part as they learn.
-    config.basis.init = "independent"
+    # The bases' first kernels: "copies" of one draw, each plus noise as `init_noise` says, so that BasisNet starts as
+    # the static network of its seed; or "independent" draws.
+    config.basis.init = "copies"
     # How one kernel per example is convolved, for each kind of layer: a path of basisnet_jax/conv.py. "": the best for
     # the shape and the device; `basisnet madds` and `plan` say which.
     config.basis.paths = ml_collections.ConfigDict({"pointwise": "", "depthwise": "", "general": ""})
@@ -76,7 +76,9 @@ def get_config(arg=""):
     # Training only. The temperature falls linearly from `initial_temperature` within so many epochs; 0: it is constant.
     config.coefficients.initial_temperature = 30.0
     config.coefficients.annealing_epochs = 0.0
-    config.coefficients.dropout = 0.0625  # basis model dropout: the probability that a basis is shut down
+    # Basis model dropout: the probability that a basis is shut down. The paper has it; it is off here because it cost
+    # accuracy wherever it was tried (experiments/README.md).
+    config.coefficients.dropout = 0.0
     config.coefficients.dropout_per = "example"  # or "batch": what shares one draw
     # Of the model "routed": what computes coefficients from its own input, for all basis layers in it. Whole paths
     # again, of blocks (CondConv) or of single layers (dynamic convolution).
@@ -85,7 +87,8 @@ def get_config(arg=""):
     config.routing.hidden = 0.0  # features of the hidden layer, as a share of the input's; 0: there is none
 
     # Initial weights: the workdir of a run, trained or imported, whose network has the same layers. A layer with bases
-    # starts with copies of that network's kernel, each plus noise; layers of another shape (the classifier) start anew.
+    # starts with copies of that network's kernel, each plus noise whose mean over the bases is zero; layers of another
+    # shape (the classifier) start anew.
     config.init_from = ""
     config.preview_init_from = ""  # the same for the preview, from a run of a static network
     config.init_noise = 0.1  # standard deviation of the noise, as a share of the kernel's

@@ -40,7 +40,6 @@ def get_config(arg=""):
     config.preview.stage_strides = (2, 2)
     config.preview.image_size = 16
     config.basis.num_bases = args["bases"]
-    config.coefficients.dropout = 0.0
 
     config.num_epochs = 36.0
     config.batch_size = 64

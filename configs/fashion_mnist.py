@@ -50,12 +50,8 @@ def get_config(arg=""):
     config.preview.stage_strides = (2, 2)
     config.preview.image_size = 14
     config.basis.layers = r"stages/.*/(expand|depthwise|project)/conv|last/conv"
-    config.coefficients.dropout = 0.0
     models.choose(config, args["model"], args["bases"])
-    if args["model"] == "basisnet":
-        config.basis.init = "copies"
-        config.coefficients.temperature = 10.0  # at 1 the bases part before they have learnt: experiments/README.md
-    elif args["model"] == "dy":
+    if args["model"] == "dy":
         config.coefficients.annealing_epochs = 0.5
 
     config.num_epochs = 2.0

@@ -23,7 +23,6 @@ def condconv(config, bases, blocks=r"stages/\d+/\d+", layers=()):
     config.routing.units = "|".join([blocks, *layers])
     config.routing.hidden = 0.0
     config.coefficients.activation = "sigmoid"
-    config.coefficients.dropout = 0.0
 
 
 def dynamic(config, bases, annealing_epochs=10.0):
@@ -35,7 +34,6 @@ def dynamic(config, bases, annealing_epochs=10.0):
     config.coefficients.activation = "softmax"
     config.coefficients.initial_temperature = 30.0
     config.coefficients.annealing_epochs = annealing_epochs
-    config.coefficients.dropout = 0.0
 
 
 def choose(config, model, bases):

@@ -86,3 +86,16 @@ def test_entropy_and_usage():
     assert coefficients.dead(alive, ["first", "second"]) == ["basis 3 of second"]
     assert coefficients.dead(alive[1:], ["all layers"]) == ["basis 3 of all layers"]
     assert coefficients.dead(np.ones((2, N)), ["first", "second"]) == []
+
+
+def test_what_a_mixture_tells_about_its_image():
+    one_hot = np.eye(N)[:, None]  # every image has a basis of its own
+    np.testing.assert_allclose(coefficients.information(one_hot), 1.0, rtol=1e-6)
+    half = np.array([[[0.5, 0.5, 0, 0]], [[0, 0, 0.5, 0.5]]])  # one bit of two
+    np.testing.assert_allclose(coefficients.information(3.0 * half), 0.5, rtol=1e-6)
+    alike = np.broadcast_to([0.7, 0.1, 0.1, 0.1], (5, 2, N))
+    np.testing.assert_allclose(coefficients.information(alike), 0.0, atol=1e-6)
+    assert coefficients.collapse(one_hot) is None and coefficients.collapse(half) is None
+    assert "raise config.optimizer.coefficient_rate" in coefficients.collapse(np.full((5, 2, N), 0.25))
+    assert "lower config.optimizer.coefficient_rate" in coefficients.collapse(np.eye(N)[[2, 2, 2]][:, None])
+    assert coefficients.collapse(np.ones((5, 2, 1))) is None

@@ -5,12 +5,12 @@
       fonts-tuffy fonts-ebgaramond fonts-firacode fonts-inter fonts-oldstandard fonts-play fonts-vollkorn culmus \
       fonts-bpg-georgian
 
-157 classes of Latin, Greek, Cyrillic, Hebrew and Georgian letters, 32x32 grey pixels: 100,480 images for training, 9,420
-for validation, 9,420 for testing. Letters that look alike, such as A of three scripts or c and C, are one class. The fonts
-are split by design: a family, or two of which one was made from the other, is in one split only. Each image is one
-letter in an upright font of any weight, drawn three times as large, then turned, slanted, scaled, moved, reduced and
-blurred, in two shades of grey, with noise. An image follows from its split and index alone, and from the versions of
-the fonts and of Pillow. Importing this module registers the name `glyphs` with TFDS.
+157 classes of Latin, Greek, Cyrillic, Hebrew and Georgian letters in 32x32 grey pixels: 100,480 images for training,
+9,420 for validation, 9,420 for testing. Letters that look alike, such as A of three scripts or c and C, are one class.
+The fonts are split by design: a family, or two of which one was made from the other, is in one split only. Each image
+is one letter in an upright font of any weight, drawn three times as large, then turned, slanted, scaled, moved, reduced
+and blurred, in two shades of grey, with noise. An image follows from its split and index alone, and from the versions
+of the fonts and of Pillow. Importing this module registers the name `glyphs` with TFDS.
 """
 
 import functools
