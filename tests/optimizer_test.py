@@ -117,9 +117,9 @@ def test_even_copies_train_as_the_static_network(tiny, name):
 
     def trained(**changes):
         config = tiny(**{"preview_loss_weight": 0.0, "network.dropout": 0.0, "optimizer.clip_norm": 0.5, **changes})
-        config.optimizer.update(name=name, epsilon=1e-3, weight_decay=0.1)
+        config.optimizer.update(name=name, epsilon=1e-3, weight_decay=1e-3)
         functions = models.functional(models.create(config))
-        tx = optimizer.create(config.optimizer, lambda step: 0.03, functions)
+        tx = optimizer.create(config.optimizer, lambda step: 0.3, functions)
         state = create_state(functions.params, functions.batch_stats, tx)
         step = jax.jit(make_train_step(config, functions, tx))
         for _ in range(4):
