@@ -1,13 +1,15 @@
 """Optimizers, schedules and the moving average of weights, all from one config.
 
-Two parts of a BasisNet learn at another speed than its static network would, for reasons of size alone. Both are
-corrected here, so that a learning rate that suits the static network suits BasisNet, whatever the number of bases, the
-width of the preview and the optimizer:
+A BasisNet is trained so that a learning rate that suits its static network suits it as well, whatever the number of
+bases, the width of the preview and the optimizer. Three things of size alone would stand in the way:
 
 *Bases.* With even coefficients a basis has 1/N of the gradient that the network's one kernel would have. Adam divides
 it out; RMSProp with TensorFlow's large epsilon does not, and N bases together learn N times more slowly. So the
-gradient of each basis is multiplied by N. Copies of one kernel with even coefficients then train, step by step, as the
-static network does, with any optimizer.
+gradient of each basis is multiplied by N.
+
+*Clipping.* Clipped by the norm of all gradients, a specialist has smaller steps where the preview's gradient is large.
+So each stage is clipped by its own norm. With both, copies of one kernel with even coefficients train, step by step, as
+the static network does.
 
 *The coefficient head.* A step of Adam moves its logits by the learning rate times the sum of |features|: the wider the
 preview, the faster. Bases are then told apart before they have learnt anything. So the head's learning rate is divided
@@ -52,6 +54,12 @@ def kernels_only(params) -> object:
     return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
+def stages(params) -> object:
+    """The labels of what is clipped together: "specialist", or "other" (the preview and the coefficient head)."""
+    label = lambda path, _: "specialist" if path[0] == jax.tree_util.DictKey("specialist") else "other"  # noqa: E731
+    return jax.tree.map_with_path(label, params)
+
+
 def create(
     config: ml_collections.ConfigDict, learning_rate: optax.Schedule, functions: Functional
 ) -> optax.GradientTransformation:
@@ -80,8 +88,11 @@ def create(
         ]
     else:
         raise UserError(f'config.optimizer.name={config.name!r}, expected "rmsprop" or "adamw"')
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if config.scale_bases and functions.num_bases:
+    clip = []
+    if config.clip_norm:
+        own = optax.clip_by_global_norm(config.clip_norm)
+        clip = [optax.partition({"specialist": own, "other": own}, stages) if config.match_static else own]
+    if config.match_static and functions.num_bases:
         # Half before clipping: N bases of 1/sqrt(N) of the gradient have the norm that the one kernel's would have.
         half = scaled({path: math.sqrt(n) for path, n in functions.num_bases.items()})
         clip = [half, *clip, half]

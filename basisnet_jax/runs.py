@@ -24,7 +24,7 @@ from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 
 # What was done before these fields existed, where it is not their default.
-BEFORE = {"optimizer": {"scale_bases": False, "coefficient_rate": 0.0}}
+BEFORE = {"optimizer": {"match_static": False, "coefficient_rate": 0.0}}
 
 
 class Run(NamedTuple):

@@ -117,15 +117,16 @@ def get_config(arg=""):
     config.optimizer.decay_rate = 0.97  # exponential: the factor ...
     config.optimizer.decay_epochs = 2.4  # ... applied every so many epochs, in steps
     config.optimizer.weight_decay = 1e-5  # on kernels only; for rmsprop as an L2 gradient, for adamw decoupled
-    config.optimizer.clip_norm = 0.0  # of the whole gradient; 0: no clipping
+    config.optimizer.clip_norm = 0.0  # of the gradient, of each stage on its own; 0: no clipping
     config.optimizer.momentum = 0.9  # rmsprop's momentum, adamw's b1
     config.optimizer.second_moment_decay = 0.9  # rmsprop's decay, adamw's b2
     config.optimizer.epsilon = 1e-3
+    # The specialist learns as the static network would (basisnet_jax/optimizer.py): the gradient of each basis is
+    # multiplied by the number of bases, and its gradient is clipped apart from the preview's.
+    config.optimizer.match_static = True
     # The coefficient head's learning rate: learning_rate times this, divided by the number of the head's input
-    # features. 0: learning_rate itself. Basis kernels: their gradient is multiplied by the number of bases, so that
-    # they learn as fast as the static network's one kernel with every optimizer (basisnet_jax/optimizer.py says why).
+    # features. 0: learning_rate itself.
     config.optimizer.coefficient_rate = 8.0
-    config.optimizer.scale_bases = True
     config.ema_decay = 0.9999  # of params and batch statistics, warmed up as min(decay, (1 + t) / (10 + t))
 
     # Devices and memory.
