@@ -162,9 +162,9 @@ truetype = functools.lru_cache(maxsize=None)(ImageFont.truetype)  # to open a fo
 
 def draw(split: str, index: int) -> np.ndarray:
     """Image number `index` of a split, of the letter `index % len(LETTERS)`: uint8 [SIZE, SIZE, 1]."""
-    random = np.random.Generator(np.random.Philox([zlib.crc32(split.encode()), index]))
     letter = LETTERS[index % len(LETTERS)]
     fonts = fonts_of(split, letter)
+    random = np.random.Generator(np.random.Philox([zlib.crc32(split.encode()), index]))
     side = SIZE * OVERSAMPLING
     font = truetype(fonts[random.integers(len(fonts))], round(side * random.uniform(0.6, 0.85)))
     image = Image.new("L", (side, side), 0)
