@@ -1,0 +1,83 @@
+"""Do the coefficients carry anything? Top-1 with each image's own, with those of another image, and with their mean.
+
+    python experiments/shuffled.py --runs=runs/glyphs/bases_width --output=experiments/glyphs/shuffled.csv
+
+Takes every finished BasisNet of a sweep's workdir, or that of one run. A row each: `top1` as trained; `shuffled_top1`,
+where the coefficients of a test batch are permuted among its images, the mean of five permutations; `mean_top1`, where
+every image has the mean mixture of the test split.
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from basisnet_jax import evaluate, runs
+from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
+
+PERMUTATIONS = 5
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=pathlib.Path, required=True, help="the workdir of a sweep, or of one run")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the CSV file to write")
+    flags = parser.parse_args(argv)
+    try:
+        folders = [path.parent for path in sorted(flags.runs.glob("**/evaluation.json"))]
+        rows = [row for folder in folders if (row := shuffled(folder))]
+        if not rows:
+            raise UserError(f"{flags.runs} holds no finished run of a BasisNet with more than one basis")
+        with runs.replacing(str(flags.output), newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def shuffled(folder: pathlib.Path) -> dict | None:
+    """The row of the run in `folder`; None for other models, and where there is one basis only."""
+    config = runs.load_config(str(folder))
+    if config.model != "basisnet" or config.basis.num_bases == 1:
+        return None
+    run = runs.load(str(folder))
+    graph, state = nnx.split(run.model)
+
+    @jax.jit
+    def coefficients(state, images):
+        return nnx.merge(graph, state).preview_stage(evaluate.normalize(images, config))[1]
+
+    @jax.jit
+    def hits(state, batch, mixtures):
+        logits = nnx.merge(graph, state).specialist_stage(evaluate.normalize(batch["image"], config), mixtures)
+        return jnp.sum((jnp.argmax(logits, -1) == batch["label"]) * batch["mask"])
+
+    batches = list(pipeline.eval_batches(config, config.test_split))
+    counts = [int(batch["mask"].sum()) for batch in batches]
+    mixtures = [coefficients(state, batch["image"]) for batch in batches]
+    mean = sum(m[:n].sum(axis=0) for m, n in zip(mixtures, counts, strict=True)) / sum(counts)
+    random = np.random.default_rng(0)
+    correct = {"top1": 0, "shuffled_top1": 0, "mean_top1": 0}
+    for batch, mixture, count in zip(batches, mixtures, counts, strict=True):
+        correct["top1"] += hits(state, batch, mixture)
+        correct["mean_top1"] += hits(state, batch, jnp.broadcast_to(mean, mixture.shape))
+        for _ in range(PERMUTATIONS):  # of the images, not of what fills up the last batch
+            order = np.concatenate([random.permutation(count), np.arange(count, len(mixture))])
+            correct["shuffled_top1"] += hits(state, batch, mixture[order]) / PERMUTATIONS
+    about = {"run": folder.name, "width": config.network.width, "num_bases": config.basis.num_bases}
+    top1 = {name: f"{float(number) / sum(counts):.5f}" for name, number in correct.items()}
+    print(about | top1, flush=True)
+    return {**about, "seed": config.seed, **top1}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
