@@ -28,4 +28,13 @@ def get_config(arg=""):
     config.network.width = args["width"]
     config.basis.num_bases = args["bases"]
     config.dtype = "bfloat16"
+
+    config.num_epochs = 600.0
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.second_moment_decay = 0.999
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.clip_norm = 1.0
+    config.distillation.weight = 1.0
     return config

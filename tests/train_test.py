@@ -403,3 +403,27 @@ def test_a_run_goes_on_with_kernels_kept_or_mixed_again(tiny, tmp_path):
     runs.check(tiny(), str(tmp_path))
     with pytest.raises(UserError, match="seed: given 1, there 0"):
         runs.check(tiny(seed=1), str(tmp_path))
+
+
+def test_a_run_from_before_a_field_existed_does_what_was_done_then(tiny, tmp_path):
+    then = {"optimizer.match_static": False, "optimizer.coefficient_rate": 0.0}
+    runs.claim(tiny(**then), str(tmp_path))
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["optimizer"]["match_static"], config["optimizer"]["coefficient_rate"]
+    path.write_text(json.dumps(config))
+    config = runs.load_config(str(tmp_path))
+    assert (config.optimizer.match_static, config.optimizer.coefficient_rate) == (False, 0.0)
+    runs.check(tiny(**then), str(tmp_path))
+    with pytest.raises(UserError, match=r"coefficient_rate: given 8.0, there 0.0; optimizer.match_static: given True"):
+        runs.check(tiny(), str(tmp_path))
+    # Its checkpoints hold the state of the optimizer that was made then.
+    functions = models.functional(models.create(config))
+    made_then = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(0.1, mask=optimizer.kernels_only),
+        optax.scale_by_learning_rate(lambda count: 0.1),
+    )
+    state = optimizer.create(config.optimizer, lambda count: 0.1, functions).init(functions.params)
+    assert jax.tree.structure(state) == jax.tree.structure(made_then.init(functions.params))

@@ -1,15 +1,13 @@
-"""Every table and picture of the experiments on Fashion-MNIST, from the CSV files beside this script.
+"""Every table and picture of the experiments on Fashion-MNIST, from the CSV files in `fashion_mnist`.
 
-    python experiments/fashion_mnist/results.py [--runs=runs/fashion_mnist]
+    python experiments/fashion_mnist_results.py [--runs=runs/fashion_mnist]
 
 puts the tables into the two README files, between the comments that name them, and draws the pictures. With --runs it
 first writes the CSV files anew, from the sweeps in that folder; experiments/README.md has the commands that make them.
 
-Means are over seeds, with 95 % intervals by Student's t. A difference is taken seed by seed, then averaged.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import runpy
@@ -19,15 +17,13 @@ import sys
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tables import column, groups, millions, number, read_csv, row_of, spread, with_tables, write_csv, write_runs
 
-from basisnet_jax import plots, runs, sweep
+from basisnet_jax import plots, sweep
 from basisnet_jax.errors import UserError
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parent / "fashion_mnist"
 READMES = HERE.parent / "README.md", HERE.parents[1] / "README.md"  # the second has the headline
-COLUMNS = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
-LAST = ("loss", "preview_loss", "early_termination_threshold", "early_termination_share", "early_termination_top1")
-LAST += ("early_termination_mean_madds", "step", "commit", "device", "time", "wall_s")
 SETTINGS = ("coefficients", "baselines", "recipe")
 BASES = "8"  # of the BasisNet that the other experiments change, and whose early termination is drawn
 
@@ -40,21 +36,12 @@ def main(argv: list[str] | None = None) -> int:
         if flags.runs:
             collect(flags.runs)
         for path in READMES:
-            path.write_text(with_tables(path.read_text()))
+            path.write_text(with_tables(path.read_text(), tables()))
         draw()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def with_tables(text: str) -> str:
-    """The text with each table that it has anew, between the comment that names it and the next that says "end"."""
-    for name, table in tables().items():
-        before, found, rest = text.partition(f"<!-- {name}: by results.py -->\n")
-        if found:
-            text = f"{before}{found}\n{table}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    return text
 
 
 def tables() -> dict[str, str]:
@@ -90,15 +77,15 @@ def draw() -> None:
 def collect(folder: pathlib.Path) -> None:
     """Writes the CSV files from `folder`/EXPERIMENT/sweep.csv and, of the curves, the runs' evaluations."""
     main_runs = read_csv(folder / "bases_width" / "sweep.csv")
-    write("bases_width", main_runs)
+    write_runs(HERE / "bases_width.csv", main_runs)
     if (folder / "longer" / "sweep.csv").exists():
-        write("longer", read_csv(folder / "longer" / "sweep.csv"))
+        write_runs(HERE / "longer.csv", read_csv(folder / "longer" / "sweep.csv"))
     for name in filter(lambda name: (folder / name / "sweep.csv").exists(), SETTINGS):
         # The runs with nothing changed are those of the first experiment.
         new = read_csv(folder / name / "sweep.csv")
         widths = {row["width"] for row in new}
         references = [row for row in main_runs if row["num_bases"] == BASES and row["width"] in widths]
-        write(name, [*(row | {"run": f"reference,{row['run']}"} for row in references), *new])
+        write_runs(HERE / f"{name}.csv", [*(row | {"run": f"reference,{row['run']}"} for row in references), *new])
     curves = []
     for row in main_runs:
         if row["num_bases"] == BASES:
@@ -106,27 +93,7 @@ def collect(folder: pathlib.Path) -> None:
             for point in found["early_termination"]["curve"]:
                 curves.append({"width": row["width"], "seed": row["seed"], **point, "madds": row["madds"]})
     write_csv(HERE / "early_termination_curves.csv", curves)
-    write("early_termination", [row for row in main_runs if row["model"] == "basisnet"])
-
-
-def write(name: str, rows: list[dict]) -> None:
-    varied = [column for row in rows for column in row if "." in column]  # fields of the config
-    columns = list(dict.fromkeys([*COLUMNS, *varied, *LAST]))
-    write_csv(HERE / f"{name}.csv", [{column: row.get(column, "") for column in columns} for row in rows])
-
-
-def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
-    with runs.replacing(str(path), newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_csv(path: pathlib.Path) -> list[dict]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run the sweep first")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    write_runs(HERE / "early_termination.csv", [row for row in main_runs if row["model"] == "basisnet"])
 
 
 def read(name: str) -> list[dict]:
@@ -270,40 +237,6 @@ def labelled(name: str) -> dict[str, list[dict]]:
 def label_of(row: dict, changes: dict[str, dict]) -> str:
     names = {sweep.name_of({**change, "seed": int(row["seed"])}): label for label, change in changes.items()}
     return names.get(row["run"], "BasisNet")
-
-
-def groups(rows: list[dict], *keys: str) -> list[list[dict]]:
-    """The rows that differ in their seed alone, as lists, in the order of the file."""
-    found = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return list(found.values())
-
-
-def number(row: dict, name: str) -> float:
-    return float(row[name])
-
-
-def column(rows: list[dict], name: str) -> list[float]:
-    """The numbers of a column; none where the cells are empty."""
-    return [float(row[name]) for row in rows if row[name] != ""]
-
-
-def spread(values: list[float], sign: str = "", digits: int = 2) -> str:
-    """Fractions as a percentage, "86.44 ± 0.31": the mean, and half of its 95 % interval if there are several."""
-    if not values:
-        return ""
-    percent = [100 * value for value in values]
-    interval = f" ± {plots.half_interval(percent):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(percent):{sign}.{digits}f}{interval}"
-
-
-def millions(madds: str | float) -> str:
-    return f"{float(madds) / 1e6:.3f}M"
-
-
-def row_of(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 # Pictures.

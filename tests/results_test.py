@@ -1,30 +1,68 @@
-"""The tables of experiments/README.md say what the CSV files of the experiments do."""
+"""The tables of the experiments say what the CSV files do."""
 
 import csv
-import importlib.util
 import json
 import pathlib
 import runpy
 import shutil
+import sys
 
 import pytest
 
 from basisnet_jax import sweep
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+sys.path.append(str(EXPERIMENTS))
+
+import fashion_mnist_results
+import results
+import tables
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("fashion_mnist_results", EXPERIMENTS / "fashion_mnist" / "results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return fashion_mnist_results
+
+
+def test_the_studies_have_the_tables_of_their_csv_files():
+    made = results.tables()
+    readmes = [(EXPERIMENTS / study / "README.md").read_text() for study in ("causes", "defaults")]
+    assert [tables.with_tables(text, made) for text in readmes] == readmes
+    assert made and all(table in "".join(readmes) for table in made.values())
+
+
+def test_a_cause_is_compared_with_the_defaults_and_with_static_seed_by_seed(monkeypatch, tmp_path):
+    def runs(label, **top1):
+        changes = runpy.run_path(str(EXPERIMENTS / "causes" / "sweep.py"))["CHANGES"][label]
+        model = changes.get("config.model", "basisnet")
+        rows = [(sweep.name_of({**changes, "seed": int(seed[1:])}), seed[1:], value) for seed, value in top1.items()]
+        return [
+            {"run": run, "model": model, "seed": seed, "top1": value, "coefficient_information": 0.02}
+            for run, seed, value in rows
+        ]
+
+    rows = runs("static", s0=0.7, s1=0.8) + runs("defaults", s0=0.75, s1=0.83) + runs("old", s1=0.63)
+    rows += runs("no clipping, static", s0=0.5, s1=0.6) + runs("no clipping", s0=0.6, s1=0.7)
+    (tmp_path / "causes").mkdir()
+    shutil.copy(EXPERIMENTS / "causes" / "sweep.py", tmp_path / "causes")
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    tables.write_csv(tmp_path / "causes" / "sweep.csv", rows)
+    lines = results.causes().splitlines()[2:]
+    assert lines[0] == "| static | 75.00 ± 63.53 |  |  |  |"  # Student's t of one degree: 12.706
+    assert "| defaults | 79.00 ± 50.82 |  | +4.00 ± 12.71 | 2.0 ± 0.0 |" in lines
+    assert "| old | 63.00 | -20.00 | -17.00 | 2.0 |" in lines
+    assert "| no clipping | 65.00 ± 63.53 | -14.00 ± 12.71 | +10.00 ± 0.00 | 2.0 ± 0.0 |" in lines
+    results.draw_causes(tmp_path / "causes.png")
+
+
+def test_sweeps_that_are_not_there_are_named(tmp_path, capsys):
+    assert results.main([f"--runs={tmp_path}"]) == 2
+    assert "holds none of the sweeps causes, defaults/digits" in capsys.readouterr().err
 
 
 def test_the_readmes_have_the_tables_of_the_csv_files(script):
     texts = [path.read_text() for path in script.READMES]
-    assert [script.with_tables(text) for text in texts] == texts
+    assert [tables.with_tables(text, script.tables()) for text in texts] == texts
     assert all(table in "".join(texts) for table in script.tables().values())
 
 
@@ -58,8 +96,8 @@ def test_a_folder_without_sweeps_is_named_in_one_line(script, tmp_path, capsys):
 
 def test_spread_is_the_mean_and_half_of_its_interval(script):
     # Student's t of two degrees of freedom at 0.975 is 4.303; the standard deviation is 1, of 3 values.
-    assert script.spread([0.86, 0.87, 0.88], "+") == "+87.00 ± 2.48"
-    assert script.spread([]) == "" and script.spread([0.86]) == "86.00"
+    assert tables.spread([0.86, 0.87, 0.88], "+") == "+87.00 ± 2.48"
+    assert tables.spread([]) == "" and tables.spread([0.86]) == "86.00"
 
 
 def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, monkeypatch):
@@ -95,18 +133,18 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
             writer.writerows(rows)
     script.collect(tmp_path / "runs")
     script.draw()
-    tables = script.tables()
-    assert "| 0.5 | static | 0.500M | 80.00 ± 0.00 |  |" in tables["headline"]
-    assert "|  | with early termination | 0.300M on average | 89.00 ± 0.00 |  |" in tables["headline"]
+    made = script.tables()
+    assert "| 0.5 | static | 0.500M | 80.00 ± 0.00 |  |" in made["headline"]
+    assert "|  | with early termination | 0.300M on average | 89.00 ± 0.00 |  |" in made["headline"]
     both = "+10.00 ± 0.00 | +10.00 ± 0.00"
-    assert f"| basisnet | 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 | {both} |" in tables["bases_width"]
-    assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in tables["bases_width"]
+    assert f"| basisnet | 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 | {both} |" in made["bases_width"]
+    assert "| static | 0.5 | 1 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  |  |" in made["bases_width"]
     row = "| 0.5 | 8 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |"
-    assert f"| basisnet {row} {both} |" in tables["longer"]
+    assert f"| basisnet {row} {both} |" in made["longer"]
     row, both = row.replace("90.00", "89.00"), both.replace("10.00", "9.00")
-    assert f"| basisnet, constant coefficients {row} {both} | 80.00 ± 0.00 | -1.00 ± 0.00 |" in tables["longer"]
-    assert "| 50.0 ± 0.0 | 0.300M | 40.0 ± 0.0 | -1.00 ± 0.00 |" in tables["early_termination"]
-    assert "| CondConv | 0.5 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  | -10.00 ± 0.00 |" in tables["baselines"]
-    assert "| distillation | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["recipe"]
-    assert "| constant | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in tables["coefficients"]
+    assert f"| basisnet, constant coefficients {row} {both} | 80.00 ± 0.00 | -1.00 ± 0.00 |" in made["longer"]
+    assert "| 50.0 ± 0.0 | 0.300M | 40.0 ± 0.0 | -1.00 ± 0.00 |" in made["early_termination"]
+    assert "| CondConv | 0.5 | 0.500M | 70.00 ± 0.00 | 80.00 ± 0.00 |  | -10.00 ± 0.00 |" in made["baselines"]
+    assert "| distillation | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in made["recipe"]
+    assert "| constant | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in made["coefficients"]
     assert len(list(tmp_path.glob("*.png"))) == 8

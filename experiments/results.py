@@ -1,0 +1,155 @@
+"""Every table and picture of the studies, from the CSV files in their folders.
+
+    python experiments/results.py [--runs=runs]
+
+puts the tables into the README of each study, between the comments that name them, and draws the pictures. With --runs
+it first writes the CSV files anew, from the workdirs of the sweeps in that folder; the studies' READMEs have the
+commands that make them. A study without CSV files is left out.
+"""
+
+import argparse
+import pathlib
+import runpy
+import sys
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tables import column, less, read_csv, spread, table_of, with_tables, write_runs
+
+from basisnet_jax import plots, sweep
+from basisnet_jax.errors import UserError
+
+HERE = pathlib.Path(__file__).parent
+SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
+    "causes/sweep.csv": "causes",
+    "defaults/digits.csv": "defaults/digits",
+    "defaults/fashion_mnist.csv": "defaults/fashion_mnist",
+    "defaults/glyphs.csv": "defaults/glyphs",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=pathlib.Path, help="the folder with the sweeps' workdirs")
+    flags = parser.parse_args(argv)
+    try:
+        if flags.runs:
+            collect(flags.runs)
+        for study in sorted({pathlib.Path(file).parent for file in SWEEPS}):
+            readme = HERE / study / "README.md"
+            readme.write_text(with_tables(readme.read_text(), tables()))
+        draw()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def collect(folder: pathlib.Path) -> None:
+    """Writes the CSV file of each sweep that `folder` has."""
+    found = {file: folder / name / "sweep.csv" for file, name in SWEEPS.items()}
+    if not any(path.exists() for path in found.values()):
+        raise UserError(f"{folder} holds none of the sweeps {', '.join(SWEEPS.values())}")
+    for file, path in found.items():
+        if path.exists():
+            write_runs(HERE / file, read_csv(path))
+
+
+def tables() -> dict[str, str]:
+    """Markdown by the name that stands in the README."""
+    made = {}
+    if (HERE / "causes" / "sweep.csv").exists():
+        made["causes"] = causes()
+    for name in ("digits", "fashion_mnist", "glyphs"):
+        if (HERE / "defaults" / f"{name}.csv").exists():
+            made[f"defaults_{name}"] = defaults(name)
+    return made
+
+
+def draw() -> None:
+    if (HERE / "causes" / "sweep.csv").exists():
+        draw_causes(HERE / "causes" / "causes.png")
+
+
+# What was wrong with the old defaults.
+
+
+def labelled() -> dict[str, list[dict]]:
+    """The runs of each change of `causes`, in the order of the sweep."""
+    changes = runpy.run_path(str(HERE / "causes" / "sweep.py"))["CHANGES"]
+    rows = {row["run"]: row for row in read_csv(HERE / "causes" / "sweep.csv")}
+    seeds = sorted({int(row["seed"]) for row in rows.values()})
+    found = {}
+    for label, change in changes.items():
+        names = [sweep.name_of({**change, "seed": seed}) for seed in seeds]
+        if of_label := [rows[name] for name in names if name in rows]:
+            found[label] = of_label
+    return found
+
+
+def causes() -> str:
+    """Each change: top-1, and its difference to the defaults and to the static network of its optimizer's setting."""
+    found, rows = labelled(), []
+    for label, group in found.items():
+        basic = label.split(",")[0]
+        static = found.get(f"{basic}, static", found["static"])
+        compared = group[0]["model"] != "static"
+        rows.append(
+            [
+                label,
+                spread(column(group, "top1")),
+                spread(less(group, found["defaults"]), "+") if compared and label != "defaults" else "",
+                spread(less(group, static), "+") if compared else "",
+                spread(column(group, "coefficient_information"), digits=1) if compared else "",
+            ]
+        )
+    columns = ["", "test top-1", "to the defaults", "to static, same setting", "what a mixture tells of its image, %"]
+    return table_of(columns, rows)
+
+
+def draw_causes(path: pathlib.Path) -> None:
+    """Each change's difference to the static network, in points of top-1."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    found = labelled()
+    shown = [(label, rows) for label, rows in found.items() if rows[0]["model"] != "static"][::-1]
+    for y, (label, rows) in enumerate(shown):
+        points = [100 * value for value in less(rows, found.get(f"{label.split(',')[0]}, static", found["static"]))]
+        color = plots.CHOSEN if label == "defaults" else plots.FINAL
+        axes.errorbar(sum(points) / len(points), y, xerr=plots.half_interval(points), fmt="s", color=color, capsize=3)
+        axes.plot(points, [y] * len(points), ".", color=color, alpha=0.5)
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(shown)), [label for label, _ in shown])
+    axes.set_xlabel("test top-1, points above the static network of the same setting (mean, 95 % interval, seeds)")
+    axes.set_title("glyphs, one epoch, 4 bases: what each old default costs", fontsize=11)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+# Whether the new ones hold.
+
+
+def defaults(name: str) -> str:
+    """A line for each setting, optimizer and rate: the static network, and BasisNet by number of bases less it."""
+    rows = read_csv(HERE / "defaults" / f"{name}.csv")
+    keys = ("num_epochs", "optimizer.name", "optimizer.learning_rate")
+    settings: dict[tuple, list[dict]] = {}
+    for row in rows:
+        settings.setdefault(tuple(row.get(key, "") for key in keys), []).append(row)
+    numbers = sorted({int(row["num_bases"]) for row in rows if row["model"] == "basisnet"})
+    lines = []
+    for (epochs, optimizer, rate), group in settings.items():
+        static = [row for row in group if row["model"] == "static"]
+        others = [row for row in group if row["model"] == "basisnet"]
+        by_bases = [[row for row in others if row["num_bases"] == str(n)] for n in numbers]
+        differences = [spread(less(bases, static), "+") for bases in by_bases]
+        lines.append([epochs, optimizer, rate, str(len(static)), spread(column(static, "top1")), *differences])
+    columns = ["epochs", "optimizer", "rate", "seeds", "static", *(f"{n} bases, to static" for n in numbers)]
+    if all(not line[0] for line in lines):
+        columns, lines = columns[1:], [line[1:] for line in lines]
+    return table_of(columns, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
