@@ -9,13 +9,14 @@ import sys
 
 import pytest
 
-from basisnet_jax import sweep
+from basisnet_jax import evaluate, sweep
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
 import fashion_mnist_results
 import results
+import shuffled
 import tables
 
 
@@ -148,3 +149,28 @@ def test_csv_files_tables_and_pictures_follow_from_the_sweeps(script, tmp_path, 
     assert "| distillation | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in made["recipe"]
     assert "| constant | 0.5 | 0.500M | 70.00 ± 0.00 | 90.00 ± 0.00 |" in made["coefficients"]
     assert len(list(tmp_path.glob("*.png"))) == 8
+
+
+@pytest.mark.slow
+def test_coefficients_of_another_image(tiny, make_run, data_dir, tmp_path):
+    """Shuffled, they change the answers; constant ones do not, and then all three figures are the evaluation's."""
+
+    def row_at(temperature):
+        folder = tmp_path / f"run{temperature}"
+        config = tiny(data_dir=data_dir, eval_batch_size=77, **{"coefficients.temperature": temperature})
+        make_run(config, folder)
+        report = evaluate.evaluate(config, str(folder), threshold=1.0)
+        assert shuffled.main([f"--runs={folder}", f"--output={folder}.csv"]) == 0
+        (row,) = tables.read_csv(folder.parent / f"{folder.name}.csv")
+        assert float(row["top1"]) == pytest.approx(report["top1"], abs=1e-5)
+        return row
+
+    row = row_at(0.01)
+    assert len({row["top1"], row["shuffled_top1"], row["mean_top1"]}) == 3
+    row = row_at(1e9)
+    assert row["top1"] == row["shuffled_top1"] == row["mean_top1"]
+
+
+def test_a_folder_without_a_basisnet_has_nothing_to_shuffle(tmp_path, capsys):
+    assert shuffled.main([f"--runs={tmp_path}", f"--output={tmp_path}/a.csv"]) == 2
+    assert "holds no finished run of a BasisNet" in capsys.readouterr().err
