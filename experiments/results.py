@@ -14,7 +14,7 @@ import sys
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tables import column, less, read_csv, spread, table_of, with_tables, write_runs
+from tables import column, less, millions, read_csv, spread, table_of, with_tables, write_runs
 
 from basisnet_jax import plots, sweep
 from basisnet_jax.errors import UserError
@@ -27,6 +27,8 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
     "defaults/glyphs.csv": "defaults/glyphs",
 }
 
+READMES = [HERE / "causes" / "README.md", HERE / "defaults" / "README.md", HERE.parent / "README.md"]
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if flags.runs:
             collect(flags.runs)
-        for study in sorted({pathlib.Path(file).parent for file in SWEEPS}):
-            readme = HERE / study / "README.md"
+        for readme in READMES:
             readme.write_text(with_tables(readme.read_text(), tables()))
         draw()
     except UserError as error:
@@ -59,7 +60,7 @@ def tables() -> dict[str, str]:
     """Markdown by the name that stands in the README."""
     made = {}
     if (HERE / "causes" / "sweep.csv").exists():
-        made["causes"] = causes()
+        made |= {"causes": causes(), "learns": learns()}
     for name in ("digits", "fashion_mnist", "glyphs"):
         if (HERE / "defaults" / f"{name}.csv").exists():
             made[f"defaults_{name}"] = defaults(name)
@@ -105,6 +106,28 @@ def causes() -> str:
         )
     columns = ["", "test top-1", "to the defaults", "to static, same setting", "what a mixture tells of its image, %"]
     return table_of(columns, rows)
+
+
+def learns() -> str:
+    """The static network, BasisNet with the defaults and its controls, and with the old defaults."""
+    found = labelled()
+    basisnet, shown = found["defaults"], []
+    lines = {
+        "static": found["static"],
+        "BasisNet, 4 bases": basisnet,
+        "the same, constant coefficients in training and test": found["constant coefficients"],
+        "BasisNet with the defaults until 2681f21": found["old"],
+    }
+    for label, rows in lines.items():
+        to_static = spread(less(rows, found["static"]), "+") if label != "static" else ""
+        shown.append([label, millions(rows[0]["madds"]), spread(column(rows, "top1")), to_static])
+    path = HERE / "causes" / "shuffled.csv"
+    if path.exists():
+        rows = read_csv(path)
+        to_static = spread(less(rows, found["static"], "shuffled_top1", "top1"), "+")
+        cells = [millions(basisnet[0]["madds"]), spread(column(rows, "shuffled_top1")), to_static]
+        shown.insert(2, ["the same, each test image with the coefficients of another", *cells])
+    return table_of(["", "MAdds", "test top-1", "to static"], shown)
 
 
 def draw_causes(path: pathlib.Path) -> None:

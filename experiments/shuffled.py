@@ -1,10 +1,10 @@
 """Do the coefficients carry anything? Top-1 with each image's own, with those of another image, and with their mean.
 
-    python experiments/shuffled.py --runs=runs/glyphs/bases_width --output=experiments/glyphs/shuffled.csv
+    python experiments/shuffled.py --output=experiments/causes/shuffled.csv runs/causes/runs/seed=*
 
-Takes every finished BasisNet of a sweep's workdir, or that of one run. A row each: `top1` as trained; `shuffled_top1`,
-where the coefficients of a test batch are permuted among its images, the mean of five permutations; `mean_top1`, where
-every image has the mean mixture of the test split.
+Takes every finished BasisNet in the given folders, which are workdirs of runs or of sweeps. A row each: `top1` as
+trained; `shuffled_top1`, where the coefficients of a test batch are permuted among its images, the mean of five
+permutations; `mean_top1`, where every image has the mean mixture of the test split.
 """
 
 import argparse
@@ -26,14 +26,15 @@ PERMUTATIONS = 5
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=pathlib.Path, required=True, help="the workdir of a sweep, or of one run")
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs, of runs or of sweeps")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the CSV file to write")
     flags = parser.parse_args(argv)
     try:
-        folders = [path.parent for path in sorted(flags.runs.glob("**/evaluation.json"))]
+        folders = [path.parent for workdir in flags.runs for path in sorted(workdir.glob("**/evaluation.json"))]
         rows = [row for folder in folders if (row := shuffled(folder))]
         if not rows:
-            raise UserError(f"{flags.runs} holds no finished run of a BasisNet with more than one basis")
+            given = " ".join(map(str, flags.runs))
+            raise UserError(f"{given} holds no finished run of a BasisNet with more than one basis")
         with runs.replacing(str(flags.output), newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -63,9 +63,9 @@ def column(rows: list[dict], name: str) -> list[float]:
     return [float(row[name]) for row in rows if row[name] != ""]
 
 
-def less(rows: list[dict], others: list[dict], name: str = "top1") -> list[float]:
-    """A column of the rows less that of the other rows of the same seeds; seeds that only one side has are left out."""
-    there = {row["seed"]: number(row, name) for row in others}
+def less(rows: list[dict], others: list[dict], name: str = "top1", of_others: str | None = None) -> list[float]:
+    """A column of the rows less one (None: the same) of the others, seed by seed; seeds of one side are left out."""
+    there = {row["seed"]: number(row, of_others or name) for row in others}
     return [number(row, name) - there[row["seed"]] for row in rows if row["seed"] in there]
 
 

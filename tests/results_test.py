@@ -27,7 +27,7 @@ def script():
 
 def test_the_studies_have_the_tables_of_their_csv_files():
     made = results.tables()
-    readmes = [(EXPERIMENTS / study / "README.md").read_text() for study in ("causes", "defaults")]
+    readmes = [path.read_text() for path in results.READMES]
     assert [tables.with_tables(text, made) for text in readmes] == readmes
     assert made and all(table in "".join(readmes) for table in made.values())
 
@@ -160,7 +160,7 @@ def test_coefficients_of_another_image(tiny, make_run, data_dir, tmp_path):
         config = tiny(data_dir=data_dir, eval_batch_size=77, **{"coefficients.temperature": temperature})
         make_run(config, folder)
         report = evaluate.evaluate(config, str(folder), threshold=1.0)
-        assert shuffled.main([f"--runs={folder}", f"--output={folder}.csv"]) == 0
+        assert shuffled.main([str(folder), f"--output={folder}.csv"]) == 0
         (row,) = tables.read_csv(folder.parent / f"{folder.name}.csv")
         assert float(row["top1"]) == pytest.approx(report["top1"], abs=1e-5)
         return row
@@ -172,5 +172,5 @@ def test_coefficients_of_another_image(tiny, make_run, data_dir, tmp_path):
 
 
 def test_a_folder_without_a_basisnet_has_nothing_to_shuffle(tmp_path, capsys):
-    assert shuffled.main([f"--runs={tmp_path}", f"--output={tmp_path}/a.csv"]) == 2
+    assert shuffled.main([str(tmp_path), f"--output={tmp_path}/a.csv"]) == 2
     assert "holds no finished run of a BasisNet" in capsys.readouterr().err
