@@ -191,7 +191,7 @@ def with_bases(
       network: any NNX network; its code is not touched, `nnx.Conv` and `nnx.Linear` inside it are exchanged.
       num_bases: N >= 1.
       where: which layers get bases, by (path joined with "/", layer).
-      init: the N kernels from (key, the layer's kernel, N): `independent`, or `copies(noise)` of given weights.
+      init: the N kernels from (key, the layer's kernel, N): `independent`, or `copies(noise)` of the network's own.
       rngs: its stream "params" is drawn from.
 
     Raises:

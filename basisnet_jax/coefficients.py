@@ -7,7 +7,7 @@ from flax import nnx
 
 ACTIVATIONS = ("softmax", "sigmoid")
 DEAD = 0.01  # a basis whose usage is below this is dead
-COLLAPSED = 1e-3  # where images tell mixtures apart by less than this, all have one mixture
+COLLAPSED = 1e-3  # below this, a mixture tells nothing of its image
 
 
 def check(activation: str, dropout: float, dropout_per: str) -> None:
@@ -63,23 +63,31 @@ def entropy(coefficients_BKN: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(jax.scipy.special.entr(shares), axis=-1)) / jnp.log(num_bases)
 
 
-def information(coefficients_BKN: np.ndarray) -> float:
-    """What a mixture tells about its image, as a share of log N, mean over layers: 0 where all images have the same.
+def spread_of(coefficients_BKN: np.ndarray) -> dict[str, float]:
+    """Of many images, the mean `entropy` and what a mixture tells of its image, both as shares of log N.
 
-    The entropy of the mean mixture less the mean entropy of the mixtures: the mutual information of image and basis.
+    The latter is the mutual information of image and basis, the entropy of the mean mixture less the mean entropy: 0
+    where all images have the same mixture.
     """
     shares = coefficients_BKN / coefficients_BKN.sum(axis=-1, keepdims=True)
-    return float(entropy(shares.mean(axis=0, keepdims=True)) - entropy(shares))
+
+    def mean_entropy(shares):  # in NumPy: a whole split's coefficients are not for an accelerator's memory
+        logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+        return float(-np.mean(np.sum(shares * logarithms, axis=-1), dtype=np.float64) / np.log(shares.shape[-1]))
+
+    if coefficients_BKN.shape[-1] == 1:
+        return {"coefficient_entropy": 0.0, "coefficient_information": 0.0}
+    within, overall = mean_entropy(shares), mean_entropy(shares.mean(axis=0, dtype=np.float64))
+    return {"coefficient_entropy": within, "coefficient_information": max(overall - within, 0.0)}
 
 
-def collapse(coefficients_BKN: np.ndarray) -> str | None:
-    """What is wrong where all images have the same mixture, and what to change; None where nothing is."""
-    if coefficients_BKN.shape[-1] == 1 or information(coefficients_BKN) > COLLAPSED:
+def collapse(entropy: float, information: float) -> str | None:
+    """What is wrong where all images have the same mixture, by `spread_of`, and what to change; None elsewhere."""
+    if information > COLLAPSED:
         return None
-    within = float(entropy(coefficients_BKN))
-    change = "raise" if within > 0.5 else "lower"
+    change = "raise" if entropy > 0.5 else "lower"
     return (
-        f"all images have the same mixture of bases (entropy {within:.2f} of 1): the specialist is a static network; "
+        f"all images have the same mixture of bases (entropy {entropy:.2f} of 1), as in a static network; "
         f"{change} config.optimizer.coefficient_rate"
     )
 

@@ -138,8 +138,7 @@ def summarize(per_example: dict[str, np.ndarray]) -> dict[str, float]:
         if name not in ("confidence", "coefficients")
     }
     if "coefficients" in per_example:
-        means["coefficient_entropy"] = float(coefficients.entropy(per_example["coefficients"]))
-        means["coefficient_information"] = coefficients.information(per_example["coefficients"])
+        means |= coefficients.spread_of(per_example["coefficients"])
     return {**means, "num_examples": len(per_example["top1"])}
 
 

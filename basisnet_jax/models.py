@@ -85,7 +85,7 @@ class Functional(NamedTuple):
     train: Callable  # (params, batch_stats, images, key, temperature=None) -> (Outputs, new batch_stats)
     evaluate: Callable  # (params, batch_stats, images) -> Outputs
     num_bases: dict[str, int]  # of each kernel that has bases, by its path in params, joined with "/"
-    head_features: dict[str, int]  # inputs of each layer that computes coefficients, by the paths of its params
+    head_features: dict[str, int]  # of a BasisNet, the inputs of its coefficient head, by the paths of its params
 
 
 def functional(model: nnx.Module) -> Functional:
@@ -115,17 +115,11 @@ def functional(model: nnx.Module) -> Functional:
 
     params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
     num_bases = {f"{path}/layer/kernel": layer.num_bases for path, layer in basis.basis_layers(model).items()}
-    return Functional(params, batch_stats, train, evaluate, num_bases, _head_features(model))
-
-
-def _head_features(model: nnx.Module) -> dict[str, int]:
-    names = {BasisNet: "coefficient_head", baselines.Unit: "router"}
-    found = {}
-    for path, module in nnx.iter_modules(model):
-        if name := names.get(type(module)):
-            layer = getattr(module, name)
-            found |= {"/".join(map(str, (*path, name, param))): layer.in_features for param in ("kernel", "bias")}
-    return found
+    head_features = {}
+    if isinstance(model, BasisNet):
+        in_features = model.coefficient_head.in_features
+        head_features = dict.fromkeys(("coefficient_head/kernel", "coefficient_head/bias"), in_features)
+    return Functional(params, batch_stats, train, evaluate, num_bases, head_features)
 
 
 def _reseeded(rest: nnx.State, key: jax.Array) -> nnx.State:

@@ -1,20 +1,20 @@
 """Optimizers, schedules and the moving average of weights, all from one config.
 
-A BasisNet is trained so that a learning rate that suits its static network suits it as well, whatever the number of
-bases, the width of the preview and the optimizer. Three things of size alone would stand in the way:
+A learning rate that suits a static network should suit the BasisNet made of it, whatever the number of bases, the width
+of the preview and the optimizer. Three effects of size would prevent that:
 
-*Bases.* With even coefficients a basis has 1/N of the gradient that the network's one kernel would have. Adam divides
-it out; RMSProp with TensorFlow's large epsilon does not, and N bases together learn N times more slowly. So the
-gradient of each basis is multiplied by N.
+*Bases.* With even coefficients, a softmax's, a basis has 1/N of the gradient that the network's one kernel would have.
+Adam divides by it; RMSProp with TensorFlow's large epsilon does not, and N bases learn N times more slowly. So each
+basis's gradient is multiplied by N.
 
-*Clipping.* Clipped by the norm of all gradients, a specialist has smaller steps where the preview's gradient is large.
-So each stage is clipped by its own norm. With both, copies of one kernel with even coefficients train, step by step, as
-the static network does.
+*Clipping.* If both stages are clipped by the norm of the whole gradient, the specialist takes smaller steps where the
+preview's gradient is large. So each stage is clipped by its own norm. With both corrections, copies of one kernel with
+even coefficients train, step by step, as the static network does.
 
 *The coefficient head.* A step of Adam moves its logits by the learning rate times the sum of |features|: the wider the
 preview, the faster. Bases are then told apart before they have learnt anything. So the head's learning rate is divided
-by the number of its features, as muP does for output layers (Yang et al. 2022, arXiv 2203.03466, table 3), and
-multiplied by `config.coefficient_rate`.
+by the number of its features, as muP does for the weights of output layers (Yang et al. 2022, arXiv 2203.03466, table
+3), and multiplied by `config.optimizer.coefficient_rate`.
 """
 
 import math
@@ -54,10 +54,9 @@ def kernels_only(params) -> object:
     return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
-def stages(params) -> object:
-    """The labels of what is clipped together: "specialist", or "other" (the preview and the coefficient head)."""
-    label = lambda path, _: "specialist" if path[0] == jax.tree_util.DictKey("specialist") else "other"  # noqa: E731
-    return jax.tree.map_with_path(label, params)
+def stages(params: dict) -> dict[str, str]:
+    """What is clipped together: "specialist", or "other" (preview and coefficient head; all of other models)."""
+    return {name: "specialist" if name == "specialist" else "other" for name in params}
 
 
 def create(
@@ -102,10 +101,13 @@ def create(
 
 
 def scaled(factors: dict[str, float]) -> optax.GradientTransformation:
-    """Multiplies the updates of the params at the given paths."""
+    """Multiplies the updates of the params at the given paths, all of which there must be."""
 
     def update(updates, params):
         del params
+        paths = {"/".join(str(key.key) for key in path) for path, _ in jax.tree.leaves_with_path(updates)}
+        if missing := factors.keys() - paths:
+            raise ValueError(f"no params at {', '.join(sorted(missing))}")
         return jax.tree.map_with_path(lambda path, u: u * factors.get("/".join(str(k.key) for k in path), 1.0), updates)
 
     return optax.stateless(update)

@@ -23,8 +23,8 @@ from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 
-# What was done before these fields existed, where it is not their default.
-BEFORE = {"optimizer": {"match_static": False, "coefficient_rate": 0.0}}
+# What was done before these fields existed, where it differs from today's default.
+BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}
 
 
 class Run(NamedTuple):
@@ -65,7 +65,10 @@ def check(config: ml_collections.ConfigDict, workdir: str) -> None:
     differing = sorted(name for name in names if ours.get(name) != theirs.get(name))
     if differing:
         fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
-        raise UserError(f"workdir {workdir} belongs to another config ({fields}); use another --workdir")
+        flags = " ".join(f"--config.{name}={theirs[name]}" for name in differing if name in theirs)
+        raise UserError(
+            f"workdir {workdir} belongs to another config ({fields}); use another --workdir, or go on with {flags}"
+        )
 
 
 def claim(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -103,7 +103,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
             if evaluates:
                 averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
                 log.write(step, "validation", summary := evaluate.summarize(averaged))
-                warn_of_unused_bases(averaged, model)
+                if step > config.optimizer.warmup_epochs * steps_per_epoch:
+                    warn_of_collapse(summary, functions)
+                warn_of_dead_bases(averaged, model)
             if stops or evaluates or step % config.checkpoint_every_steps == 0:
                 watch.read()  # a state that follows from a bad loss is never saved
                 checkpoint.save(checkpoints, step, state, summary if evaluates else None)
@@ -132,11 +134,17 @@ def with_teacher(config, teacher: distill.Teacher | None, first_step: int, mesh)
     return batches, teacher.logits, (key, weights)
 
 
-def warn_of_unused_bases(per_example: dict, model: nnx.Module) -> None:
-    """Says when all images of the split have one mixture, and names the bases that hardly any mixture uses."""
-    if "coefficients" in per_example:
-        if collapse := coefficients.collapse(per_example["coefficients"]):
+def warn_of_collapse(summary: dict[str, float], functions: Functional) -> None:
+    """Says when all images of a split have one mixture of a BasisNet's bases, and what to change."""
+    if functions.head_features and max(functions.num_bases.values()) > 1:
+        collapse = coefficients.collapse(summary["coefficient_entropy"], summary["coefficient_information"])
+        if collapse:
             logging.warning(collapse)
+
+
+def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
+    """Names the bases that hardly any mixture of the split uses: they cost memory and mixing, and learn nothing."""
+    if "coefficients" in per_example:
         usage = coefficients.usage(per_example["coefficients"])
         if dead := coefficients.dead(usage, model.coefficient_names()):
             logging.warning("%d dead bases: %s", len(dead), ", ".join(dead[:10]) + (" ..." if dead[10:] else ""))

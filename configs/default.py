@@ -76,8 +76,8 @@ def get_config(arg=""):
     # Training only. The temperature falls linearly from `initial_temperature` within so many epochs; 0: it is constant.
     config.coefficients.initial_temperature = 30.0
     config.coefficients.annealing_epochs = 0.0
-    # Basis model dropout: the probability that a basis is shut down. The paper has it; it is off here because it cost
-    # accuracy wherever it was tried (experiments/README.md).
+    # Basis model dropout: the probability that a basis is shut down. The paper has it. It is off here because no
+    # experiment gained accuracy from it (experiments/causes).
     config.coefficients.dropout = 0.0
     config.coefficients.dropout_per = "example"  # or "batch": what shares one draw
     # Of the model "routed": what computes coefficients from its own input, for all basis layers in it. Whole paths
@@ -117,12 +117,12 @@ def get_config(arg=""):
     config.optimizer.decay_rate = 0.97  # exponential: the factor ...
     config.optimizer.decay_epochs = 2.4  # ... applied every so many epochs, in steps
     config.optimizer.weight_decay = 1e-5  # on kernels only; for rmsprop as an L2 gradient, for adamw decoupled
-    config.optimizer.clip_norm = 0.0  # of the gradient, of each stage on its own; 0: no clipping
+    config.optimizer.clip_norm = 0.0  # of each stage's gradient (of the whole one without match_static); 0: none
     config.optimizer.momentum = 0.9  # rmsprop's momentum, adamw's b1
     config.optimizer.second_moment_decay = 0.9  # rmsprop's decay, adamw's b2
     config.optimizer.epsilon = 1e-3
-    # The specialist learns as the static network would (basisnet_jax/optimizer.py): the gradient of each basis is
-    # multiplied by the number of bases, and its gradient is clipped apart from the preview's.
+    # The specialist learns as the static network would: the gradient of each basis is multiplied by the number of
+    # bases, and specialist and preview are clipped separately. basisnet_jax/optimizer.py says why.
     config.optimizer.match_static = True
     # The coefficient head's learning rate: learning_rate times this, divided by the number of the head's input
     # features. 0: learning_rate itself.

@@ -23,6 +23,7 @@ def condconv(config, bases, blocks=r"stages/\d+/\d+", layers=()):
     config.routing.units = "|".join([blocks, *layers])
     config.routing.hidden = 0.0
     config.coefficients.activation = "sigmoid"
+    _as_published(config)
 
 
 def dynamic(config, bases, annealing_epochs=10.0):
@@ -34,6 +35,13 @@ def dynamic(config, bases, annealing_epochs=10.0):
     config.coefficients.activation = "softmax"
     config.coefficients.initial_temperature = 30.0
     config.coefficients.annealing_epochs = annealing_epochs
+    _as_published(config)
+
+
+def _as_published(config):
+    """Without what was found for BasisNet: neither paper has it."""
+    config.basis.init = "independent"
+    config.optimizer.match_static = False
 
 
 def choose(config, model, bases):

@@ -8,7 +8,6 @@ permutations; `mean_top1`, where every image has the mean mixture of the test sp
 """
 
 import argparse
-import csv
 import pathlib
 import sys
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tables import write_csv
 
 from basisnet_jax import evaluate, runs
 from basisnet_jax.data import pipeline
@@ -35,10 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         if not rows:
             given = " ".join(map(str, flags.runs))
             raise UserError(f"{given} holds no finished run of a BasisNet with more than one basis")
-        with runs.replacing(str(flags.output), newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(flags.output, rows)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,8 @@ import statistics
 from basisnet_jax import plots, runs
 from basisnet_jax.errors import UserError
 
-FIRST = ("run", "model", "width", "num_bases", "seed", "madds", "train_top1", "top1", "preview_top1", "preview_madds")
+FIRST = ("run", "model", "width", "num_bases", "seed", "num_epochs", "madds", "train_top1", "top1", "preview_top1")
+FIRST += ("preview_madds",)
 LAST = ("raw_top1", "loss", "preview_loss", "coefficient_entropy", "coefficient_information")
 LAST += ("early_termination_threshold", "early_termination_share", "early_termination_top1")
 LAST += ("early_termination_mean_madds", "step", "commit", "device", "time", "wall_s")
@@ -66,6 +67,8 @@ def column(rows: list[dict], name: str) -> list[float]:
 def less(rows: list[dict], others: list[dict], name: str = "top1", of_others: str | None = None) -> list[float]:
     """A column of the rows less one (None: the same) of the others, seed by seed; seeds of one side are left out."""
     there = {row["seed"]: number(row, of_others or name) for row in others}
+    if len(there) < len(others):
+        raise ValueError(f"two runs of one seed among {[row['run'] for row in others]}: which is meant?")
     return [number(row, name) - there[row["seed"]] for row in rows if row["seed"] in there]
 
 

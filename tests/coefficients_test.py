@@ -89,13 +89,22 @@ def test_entropy_and_usage():
 
 
 def test_what_a_mixture_tells_about_its_image():
-    one_hot = np.eye(N)[:, None]  # every image has a basis of its own
-    np.testing.assert_allclose(coefficients.information(one_hot), 1.0, rtol=1e-6)
+    def spread_of(values):
+        return list(coefficients.spread_of(np.asarray(values, np.float32)).values())
+
+    one_hot, even = np.eye(N)[:, None], np.full((5, 2, N), 0.25)
+    np.testing.assert_allclose(spread_of(one_hot), [0, 1], atol=1e-6)  # every image has a basis of its own
     half = np.array([[[0.5, 0.5, 0, 0]], [[0, 0, 0.5, 0.5]]])  # one bit of two
-    np.testing.assert_allclose(coefficients.information(3.0 * half), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(spread_of(3.0 * half), [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(spread_of(even), [1, 0], atol=1e-6)
     alike = np.broadcast_to([0.7, 0.1, 0.1, 0.1], (5, 2, N))
-    np.testing.assert_allclose(coefficients.information(alike), 0.0, atol=1e-6)
-    assert coefficients.collapse(one_hot) is None and coefficients.collapse(half) is None
-    assert "raise config.optimizer.coefficient_rate" in coefficients.collapse(np.full((5, 2, N), 0.25))
-    assert "lower config.optimizer.coefficient_rate" in coefficients.collapse(np.eye(N)[[2, 2, 2]][:, None])
-    assert coefficients.collapse(np.ones((5, 2, 1))) is None
+    entropy, information = spread_of(alike)
+    assert information == pytest.approx(0, abs=1e-6)
+    assert entropy == pytest.approx(float(coefficients.entropy(jnp.asarray(alike))), rel=1e-5)
+    assert spread_of(np.ones((5, 2, 1))) == [0, 0]
+
+
+def test_a_collapse_says_what_to_change():
+    assert coefficients.collapse(0.9, 0.01) is None
+    assert "raise config.optimizer.coefficient_rate" in coefficients.collapse(1.0, 0.0)
+    assert "lower config.optimizer.coefficient_rate" in coefficients.collapse(0.01, 0.0)

@@ -14,7 +14,7 @@ from basisnet_jax.configs import default
 from flax import nnx
 
 from basisnet_jax import evaluate, madds, models, optimizer, train
-from basisnet_jax.data import pipeline
+from basisnet_jax.data import glyphs, pipeline
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
 
 # (config, argument): parameters, multiply-adds. The folder's are for ten classes.
@@ -43,6 +43,8 @@ PINNED = {
     ("fashion_mnist", "model=static,width=0.25"): (6_194, 195_016),
     ("fashion_mnist", "model=condconv"): (37_626, 357_088),
     ("fashion_mnist", "model=dy"): (25_140, 344_536),
+    ("glyphs", ""): (89_602, 525_728),
+    ("glyphs", "model=static"): (34_717, 449_280),
     ("folder", ""): (24_765_628, 265_841_728),
 }
 
@@ -52,6 +54,7 @@ EXAMPLES = {  # of TFDS's data sets
     "cifar10": {"train": 50_000, "test": 10_000},
     "cifar100": {"train": 50_000, "test": 10_000},
     "fashion_mnist": {"train": 60_000, "test": 10_000},
+    "glyphs": {split: count * len(glyphs.LETTERS) for split, count in glyphs.EXAMPLES.items()},
 }
 
 # What is trained for two steps, and with how many stages of one block each: enough for all its kinds of layers.
@@ -70,6 +73,7 @@ STEPS = {
     ("fashion_mnist", "model=static"): 1,
     ("fashion_mnist", "model=condconv"): 1,
     ("fashion_mnist", "model=dy"): 1,
+    ("glyphs", ""): 1,
     ("folder", ""): 1,
 }
 # Most of the time is compiling, so the compiler is asked for little.

@@ -35,7 +35,20 @@ def test_missing_fonts_are_named_by_package(monkeypatch, tmp_path):
 
 @with_fonts
 def test_every_letter_has_several_fonts_in_every_split():
-    assert min(len(glyphs.fonts_of(split, letter)) for split in FONTS for letter in glyphs.LETTERS) >= 3
+    assert min(len(glyphs.fonts_of_letters()[split, letter]) for split in FONTS for letter in glyphs.LETTERS) >= 3
+
+
+@with_fonts
+def test_hardly_a_letter_is_the_same_in_two_splits():
+    """Fonts borrow from each other, more than their names tell. A bar or a ring may be the same by chance."""
+    shapes, alike, total = {}, 0, 0
+    for (split, letter), fonts in glyphs.fonts_of_letters().items():
+        for path in fonts:
+            mask = glyphs.truetype(path, 40).getmask(letter)
+            other = shapes.setdefault((letter, mask.size, bytes(mask)), split)
+            alike, total = alike + (other != split), total + 1
+    assert total > 5000
+    assert alike < 0.001 * total, (alike, total)
 
 
 @with_fonts

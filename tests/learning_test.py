@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 LETTERS = string.digits + string.ascii_letters
-# The networks and the length of training, for both models; of what makes a BasisNet, nothing is changed.
+# The networks and the length of training, for both models. BasisNet's own fields keep their defaults.
 FLAGS = [
     "--config.image_size=48",
     "--config.augment.flip=False",

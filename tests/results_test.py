@@ -12,7 +12,7 @@ import pytest
 from basisnet_jax import evaluate, sweep
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
-sys.path.append(str(EXPERIMENTS))
+sys.path.insert(0, str(EXPERIMENTS))
 
 import fashion_mnist_results
 import results
@@ -54,6 +54,33 @@ def test_a_cause_is_compared_with_the_defaults_and_with_static_seed_by_seed(monk
     assert "| old | 63.00 | -20.00 | -17.00 | 2.0 |" in lines
     assert "| no clipping | 65.00 ± 63.53 | -14.00 ± 12.71 | +10.00 ± 0.00 | 2.0 ± 0.0 |" in lines
     results.draw_causes(tmp_path / "causes.png")
+
+
+def test_runs_of_different_length_and_rate_are_not_mixed(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    (tmp_path / "defaults").mkdir()
+    rows = [
+        {
+            **{"run": f"{model}{bases}{epochs}{rate}", "model": model, "num_bases": bases, "seed": 0},
+            **{"num_epochs": epochs, "optimizer.name": "adamw", "optimizer.learning_rate": rate, "top1": top1},
+        }
+        for epochs, rate, model, bases, top1 in (
+            (2.0, 0.1, "static", 1, 0.5),
+            (2.0, 0.1, "basisnet", 4, 0.6),
+            (6.0, 0.1, "static", 1, 0.7),
+            (6.0, 0.1, "basisnet", 4, 0.75),
+            (2.0, 0.2, "static", 1, 0.1),
+            (2.0, 0.2, "basisnet", 8, 0.3),
+        )
+    ]
+    tables.write_runs(tmp_path / "defaults" / "digits.csv", rows)
+    assert results.defaults("digits").splitlines()[2:] == [
+        "| 2.0 | adamw | 0.1 | 1 | 50.00 | +10.00 |  |",
+        "| 6.0 | adamw | 0.1 | 1 | 70.00 | +5.00 |  |",
+        "| 2.0 | adamw | 0.2 | 1 | 10.00 |  | +20.00 |",
+    ]
+    with pytest.raises(ValueError, match="two runs of one seed"):
+        tables.less(rows[1:2], [rows[0], rows[2]])
 
 
 def test_sweeps_that_are_not_there_are_named(tmp_path, capsys):

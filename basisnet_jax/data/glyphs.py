@@ -6,11 +6,11 @@
       fonts-bpg-georgian
 
 157 classes of Latin, Greek, Cyrillic, Hebrew and Georgian letters in 32x32 grey pixels: 100,480 images for training,
-9,420 for validation, 9,420 for testing. Letters that look alike, such as A of three scripts or c and C, are one class.
-The fonts are split by design: a family, or two of which one was made from the other, is in one split only. Each image
-is one letter in an upright font of any weight, drawn three times as large, then turned, slanted, scaled, moved, reduced
-and blurred, in two shades of grey, with noise. An image follows from its split and index alone, and from the versions
-of the fonts and of Pillow. Importing this module registers the name `glyphs` with TFDS.
+9,420 for validation, 9,420 for testing. Of letters that look alike, such as A in three scripts or c and C, only one is
+drawn. No font, and no font of the same design, is in two splits. Each image is one letter in an upright font of any
+weight, drawn three times as large, then turned, slanted, scaled, moved, reduced and blurred, in two shades of grey,
+with noise. An image depends on its split, its index, and the versions of the fonts, Pillow and NumPy. Importing this
+module registers the name `glyphs` with TFDS.
 """
 
 import functools
@@ -36,6 +36,7 @@ LETTERS = "".join(SCRIPTS.values())
 EXAMPLES = {"train": 640, "validation": 60, "test": 60}  # of each class
 
 FOLDER = "/usr/share/fonts"
+ONLY = {"culmus": "hebrew", "fonts-bpg-georgian": "georgian"}  # their Latin letters are those of other fonts
 # Files by split, Debian package and folder. Upright only: some letters have another form in italics.
 FONTS = {
     "train": {
@@ -61,7 +62,8 @@ FONTS = {
         ("fonts-roboto-unhinted", "truetype/roboto/unhinted/RobotoTTF/Roboto-"): "Black.ttf Light.ttf Regular.ttf",
         ("culmus", "truetype/culmus/"): (
             "FrankRuehlCLM-Bold.ttf FrankRuehlCLM-Medium.ttf KeterYG-Bold.ttf KeterYG-Medium.ttf MiriamCLM-Bold.ttf "
-            "MiriamCLM-Book.ttf ShofarDemi-Bold.ttf ShofarRegular.ttf"
+            "MiriamCLM-Book.ttf MiriamMonoCLM-Bold.ttf MiriamMonoCLM-Book.ttf NachlieliCLM-Bold.otf "
+            "NachlieliCLM-Light.otf"
         ),
         ("fonts-bpg-georgian", "truetype/fonts-bpg-georgian/BPG_"): (
             "Algeti_GPL&GNU.ttf Chveulebrivi_GPL&GNU.ttf Courier_GPL&GNU.ttf Elite_GPL&GNU.ttf Glaho_GPL&GNU.ttf "
@@ -73,7 +75,7 @@ FONTS = {
         ("fonts-jetbrains-mono", "truetype/jetbrains-mono/JetBrainsMono-"): "Bold.ttf Light.ttf Regular.ttf",
         ("fonts-tuffy", "truetype/tuffy/"): "Tuffy.ttf Tuffy_Bold.ttf",
         ("culmus", "truetype/culmus/"): (
-            "HadasimCLM-Bold.ttf HadasimCLM-Regular.ttf MiriamMonoCLM-Bold.ttf MiriamMonoCLM-Book.ttf"
+            "HadasimCLM-Bold.ttf HadasimCLM-Regular.ttf ShofarDemi-Bold.ttf ShofarRegular.ttf"
         ),
         ("fonts-bpg-georgian", "truetype/fonts-bpg-georgian/BPG_"): (
             "DedEena_Block_GPL&GNU.ttf Excelsior_GPL&GNU.ttf Nino_Medium_GPL&GNU.ttf"
@@ -87,8 +89,7 @@ FONTS = {
         ("fonts-play", "truetype/play/Play-"): "Bold.ttf Regular.ttf",
         ("fonts-vollkorn", "truetype/vollkorn/Vollkorn-"): "Black.ttf Medium.ttf Regular.ttf",
         ("culmus", "truetype/culmus/"): (
-            "DavidCLM-Bold.otf DavidCLM-Medium.otf NachlieliCLM-Bold.otf NachlieliCLM-Light.otf SimpleCLM-Bold.ttf "
-            "SimpleCLM-Medium.ttf"
+            "DavidCLM-Bold.otf DavidCLM-Medium.otf SimpleCLM-Bold.ttf SimpleCLM-Medium.ttf"
         ),
         ("fonts-bpg-georgian", "truetype/fonts-bpg-georgian/BPG_"): (
             "Gorda_GNU-GPL.ttf Ingiri_GPL&GNU.ttf Mrgvlovani_GPL&GNU.ttf Sans_GPL&GNU.ttf Serif_GPL&GNU.ttf"
@@ -100,7 +101,7 @@ FONTS = {
 class Glyphs(tfds.core.GeneratorBasedBuilder):
     """Splits `train`, `validation` and `test`, of different fonts; every class has equally many images in each."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 had Latin letters of a few fonts in two splits
     url_infos = None  # nothing is downloaded; see digits.py
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -141,20 +142,18 @@ def paths(files: dict[tuple[str, str], str]) -> list[tuple[str, str]]:
     ]
 
 
-_FONTS_OF_LETTERS: dict[tuple[str, str], list[str]] = {}
-
-
-def fonts_of(split: str, letter: str) -> list[str]:
-    """The fonts of a split that have the letter."""
+@functools.cache
+def fonts_of_letters() -> dict[tuple[str, str], list[str]]:
+    """The font files that have a letter, by (split, letter)."""
     from matplotlib.ft2font import FT2Font
 
-    if not _FONTS_OF_LETTERS:
-        for of_split, files in FONTS.items():
-            for _, path in paths(files):
-                for code in FT2Font(path).get_charmap():
-                    if chr(code) in LETTERS:
-                        _FONTS_OF_LETTERS.setdefault((of_split, chr(code)), []).append(path)
-    return _FONTS_OF_LETTERS[split, letter]
+    found = {}
+    for split, files in FONTS.items():
+        for package, path in paths(files):
+            letters = SCRIPTS[ONLY[package]] if package in ONLY else LETTERS
+            for letter in sorted(set(letters) & set(map(chr, FT2Font(path).get_charmap()))):
+                found.setdefault((split, letter), []).append(path)
+    return found
 
 
 truetype = functools.lru_cache(maxsize=None)(ImageFont.truetype)  # to open a font takes longer than to draw a letter
@@ -163,7 +162,7 @@ truetype = functools.lru_cache(maxsize=None)(ImageFont.truetype)  # to open a fo
 def draw(split: str, index: int) -> np.ndarray:
     """Image number `index` of a split, of the letter `index % len(LETTERS)`: uint8 [SIZE, SIZE, 1]."""
     letter = LETTERS[index % len(LETTERS)]
-    fonts = fonts_of(split, letter)
+    fonts = fonts_of_letters()[split, letter]
     random = np.random.Generator(np.random.Philox([zlib.crc32(split.encode()), index]))
     side = SIZE * OVERSAMPLING
     font = truetype(fonts[random.integers(len(fonts))], round(side * random.uniform(0.6, 0.85)))

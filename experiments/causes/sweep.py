@@ -1,9 +1,10 @@
-"""Why BasisNet trained below its static network: what was a default, put back one at a time.
+"""Why BasisNet trained below its static network: one thing changed at a time.
 
     basisnet sweep --sweep=experiments/causes/sweep.py --workdir=runs/causes
 
-One epoch of `glyphs` (basisnet_jax/data/glyphs.py names its fonts), width 0.5, 4 bases, three seeds. `old` are the
-defaults until 2681f21. What is changed for the static network as well is compared with that.
+One epoch of `glyphs` (basisnet_jax/data/glyphs.py names its fonts), width 0.5, 4 bases, three seeds. `old` puts back
+all defaults until 2681f21. What is changed for the static network as well is compared with that. `match_static`
+switches two things off, clipping by stage and the factor N of the bases' gradient; Adam divides the second out.
 """
 
 CONFIG = "configs/glyphs.py:bases=4"
