@@ -3,7 +3,13 @@
     basisnet train --config=configs/glyphs.py:model=basisnet --workdir=runs/glyphs
 
 100,480 training images of 32x32 pixels, 157 classes (basisnet_jax/data/glyphs.py names the font packages they are drawn
-with). The networks are those of configs/fashion_mnist.py with a wider head, so small that nothing overfits.
+with). The networks are those of configs/fashion_mnist.py with a wider head, so small that nothing overfits. An epoch
+takes one or two minutes on a core.
+
+    basisnet   8 bases     0.53M multiply-adds    90,706 parameters
+    static     1           0.45M                  35,357
+    condconv   8           0.48M                  61,901
+    dy         4           0.47M                  49,415
 
 The paper has no such experiment: networks and recipe are assumptions.
 Arguments: model (basisnet, or static, condconv, dy), bases (0: as many as in fashion_mnist.py), width (0.5), seed (0).

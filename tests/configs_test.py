@@ -43,8 +43,8 @@ PINNED = {
     ("fashion_mnist", "model=static,width=0.25"): (6_194, 195_016),
     ("fashion_mnist", "model=condconv"): (37_626, 357_088),
     ("fashion_mnist", "model=dy"): (25_140, 344_536),
-    ("glyphs", ""): (89_602, 525_728),
-    ("glyphs", "model=static"): (34_717, 449_280),
+    ("glyphs", ""): (90_706, 525_728),
+    ("glyphs", "model=static"): (35_357, 449_280),
     ("folder", ""): (24_765_628, 265_841_728),
 }
 
