@@ -27,6 +27,7 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
     "defaults/glyphs.csv": "defaults/glyphs",
 }
 
+RMSPROP_DEFAULTS = "RMSProp, 16 bases"  # of `causes`, with which other runs that have RMSProp are compared
 READMES = [HERE / "causes" / "README.md", HERE / "defaults" / "README.md", HERE.parent / "README.md"]
 
 
@@ -99,11 +100,12 @@ def causes() -> str:
     for label, group in found.items():
         static = static_of(label, found)
         compared = group[0]["model"] != "static"
+        reference = RMSPROP_DEFAULTS if label.startswith("RMSProp") else "defaults"
         rows.append(
             [
                 label,
                 spread(column(group, "top1")),
-                spread(less(group, found["defaults"]), "+") if compared and label != "defaults" else "",
+                spread(less(group, found[reference]), "+") if compared and reference != label else "",
                 spread(less(group, static), "+") if compared else "",
                 spread(column(group, "coefficient_information"), digits=1) if compared else "",
             ]
