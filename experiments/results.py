@@ -150,7 +150,7 @@ def draw_causes(path: pathlib.Path) -> None:
         axes.plot(points, [y] * len(points), ".", color=color, alpha=0.5)
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(shown)), [label for label, _ in shown])
-    axes.set_xlabel("test top-1, points above the static network of the same setting (mean, 95 % interval, seeds)")
+    axes.set_xlabel("test top-1, points above static (mean, 95 % interval, seeds)")
     axes.set_title("glyphs, one epoch: each change against the static network", fontsize=11)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
