@@ -54,6 +54,9 @@ def config(tiny, data_dir):
     config.network.dropout = config.preview.dropout = 0.0
     config.network.head_features = 64
     config.optimizer.update(name="rmsprop", learning_rate=0.01, epsilon=1e-3, second_moment_decay=0.9)
+    config.optimizer.match_static = (
+        False  # it multiplies gradients by the number of bases, and their rounding with them
+    )
     pipeline.num_examples(config, "train")
     return cli.resolve(config)
 
