@@ -57,8 +57,6 @@ def config(tiny, data_dir):
     # As when the bound was set: it is about rounding, which other first kernels and scaled gradients magnify.
     config.optimizer.update(match_static=False, coefficient_rate=0.0)
     config.basis.init = "independent"
-        False  # it multiplies gradients by the number of bases, and their rounding with them
-    )
     pipeline.num_examples(config, "train")
     return cli.resolve(config)
 
