@@ -52,12 +52,12 @@ def madds(argv: list[str]) -> None:
     parsed = parse(argv, "config", json=False, share="0.35")
     import jax
 
-    from basisnet_jax import evaluate, madds, models
+    from basisnet_jax import madds, models, preprocess
     from basisnet_jax.data import pipeline
 
     config = pipeline.completed(resolve(parsed.config))
     images = max(1, config.batch_size // config.accumulate // jax.device_count())
-    items = madds.count(models.create_abstract(config), evaluate.image_shape(config), images)
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config), images)
     share = number("share", parsed.share)
     print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from basisnet_jax import basisnet, evaluate, partition, runs
+from basisnet_jax import basisnet, partition, preprocess, runs
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 
@@ -60,7 +60,7 @@ def load(config) -> Teacher | None:
 
     def logits(weights, pixels):
         pixels = jnp.broadcast_to(pixels, (*pixels.shape[:-1], run.config.channels))  # grey to RGB
-        images = evaluate.normalize(basisnet.resize(pixels, run.config.image_size), run.config)
+        images = preprocess.normalize(basisnet.resize(pixels, run.config.image_size), run.config)
         return run.functions.evaluate(*weights, images).logits.astype(jnp.float32)
 
     name = f"{os.path.realpath(fields.teacher)} step {run.step}"

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from basisnet_jax import checkpoint, coefficients, early_exit, losses, madds, models, partition, plots, runs
+from basisnet_jax import checkpoint, coefficients, early_exit, losses, madds, models, partition, plots, preprocess, runs
 from basisnet_jax.data import pipeline
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.models import Functional
@@ -55,7 +55,7 @@ def write_report(
     per_example = make_per_example(config, functions, mesh, rule)
     averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
     raw = per_example(state["params"], state["batch_stats"], config.test_split)
-    items = madds.count(models.create_abstract(config), image_shape(config))
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
     report = {
         **summarize(averaged),
         "madds": madds.total(items),
@@ -98,7 +98,7 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
     rule = rule or Rule()
 
     def step(params, batch_stats, batch):
-        outputs = functions.evaluate(params, batch_stats, normalize(batch["image"], config))
+        outputs = functions.evaluate(params, batch_stats, preprocess.normalize(batch["image"], config))
         targets = losses.targets(batch["label"], config.num_classes)
         rows = {"mask": batch["mask"], **_head(outputs.logits, targets, batch["label"], "")}
         if outputs.preview_logits is not None:
@@ -161,15 +161,6 @@ def table(report: dict) -> str:
         rows.append(("early termination", f"{early['top1']:.4f}", "", "", cost))
     title = f"{report['split']} split, {report['num_examples']} images, step {report['step']}, averaged weights"
     return "\n".join([title, *(f"{a:<18}{b:>8}{c:>8}{d:>9}  {e}".rstrip() for a, b, c, d, e in rows)])
-
-
-def normalize(images: jax.Array, config) -> jax.Array:
-    """Images [B, H, W, C] in 0..255 to float32, less the mean, over the standard deviation of the config."""
-    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(config.mean)) / jnp.asarray(config.stddev)
-
-
-def image_shape(config) -> tuple[int, int, int]:
-    return config.image_size, config.image_size, config.channels
 
 
 def provenance(config) -> dict:

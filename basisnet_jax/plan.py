@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
 
-from basisnet_jax import basis, distill, evaluate, hlo, madds, models, optimizer, partition, platforms
+from basisnet_jax import basis, distill, hlo, madds, models, optimizer, partition, platforms, preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.train_step import create_state, make_train_step
@@ -117,7 +117,7 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
     with platforms.paths_for("tpu"):
         share = config.batch_size // config.accumulate // len(devices)
         model = models.create_abstract(config)
-        report["paths"] = madds.execution(madds.count(model, evaluate.image_shape(config), share))
+        report["paths"] = madds.execution(madds.count(model, preprocess.image_shape(config), share))
         report["mixed_again"] = any(layer.mixes_again for layer in basis.basis_layers(model).values())
         lowered = lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples)
     try:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from basisnet_jax import early_exit, evaluate, madds, models, runs
+from basisnet_jax import early_exit, madds, models, preprocess, runs
 from basisnet_jax import export as exports
 from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Rule
@@ -98,10 +98,10 @@ def predict(
 def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
     """`answer(batches)`: label, confidence, stage and multiply-adds of every image in batches of uint8 [n, H, W, C]."""
     config = run.config
-    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
 
     def prepare(images):
-        return evaluate.normalize(images, config)
+        return preprocess.normalize(images, config)
 
     @jax.jit
     def evaluated(params, batch_stats, images):

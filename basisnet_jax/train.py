@@ -25,6 +25,7 @@ from basisnet_jax import (
     optimizer,
     partition,
     preemption,
+    preprocess,
     runs,
     transfer,
 )
@@ -170,7 +171,7 @@ def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, fi
     if jax.process_index() == 0:
         with open(os.path.join(workdir, "parameters.txt"), "w") as file:
             print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
-    items = madds.count(model, evaluate.image_shape(config))
+    items = madds.count(model, preprocess.image_shape(config))
     parts = ", ".join(f"{part} {cost / 1e6:.2f}M" for part, cost in madds.summary(items).items())
     print(f"{parameter_overview.count_parameters(params):,} parameters (listed in {workdir}/parameters.txt)")
     print(f"{madds.total(items) / 1e6:.2f}M multiply-adds an image: {parts}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from basisnet_jax import coefficients, evaluate, losses, mixup, optimizer
+from basisnet_jax import coefficients, losses, mixup, optimizer, preprocess
 from basisnet_jax.models import Functional
 
 
@@ -53,7 +53,7 @@ def make_train_step(
         annealed = None if temperature is None else temperature(state.step)
 
         def loss_fn(params, examples, key):
-            images = evaluate.normalize(examples["pixels"], config)
+            images = preprocess.normalize(examples["pixels"], config)
             outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
             loss, parts = losses.joint(outputs, examples["targets"], examples.get("taught"), config)
             return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})

@@ -16,7 +16,7 @@ import measure
 import numpy as np
 from basisnet_jax.configs import imagenet_basisnet_mv3
 
-from basisnet_jax import cli, early_exit, evaluate, madds, models
+from basisnet_jax import cli, early_exit, madds, models, preprocess
 
 SHARE = 0.4  # of the images stop
 
@@ -29,7 +29,7 @@ def rows(quick: bool) -> list[dict]:
         config.network.num_stages = config.preview.num_stages = 3
     config.image_size = size
     config.preview.image_size = min(config.preview.image_size, size)
-    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
     model = models.create(config)
     functions = models.functional(model)  # leaves the model in evaluation mode
     random = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def rows(quick: bool) -> list[dict]:
     images = (random.integers(0, 256, shape) * random.uniform(0.1, 1, (*shape[:2], 1, 1, 1))).astype(np.uint8)
 
     def prepare(images):
-        return evaluate.normalize(images, config)
+        return preprocess.normalize(images, config)
 
     @jax.jit
     def whole(params, batch_stats, images):

@@ -30,7 +30,7 @@ from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 from preview_and_static import PreviewAndStatic, train_step
 
-from basisnet_jax import basis, cli, conv, evaluate, models
+from basisnet_jax import basis, cli, conv, models, preprocess
 
 
 def compiled(config, model) -> dict[str, tuple]:
@@ -42,7 +42,7 @@ def compiled(config, model) -> dict[str, tuple]:
     step, create = train_step(config, functions)
     state, key = jax.jit(create)(functions.params, functions.batch_stats), jax.random.key(config.seed)
     batch = {"image": images, "label": labels}
-    forward = jax.jit(lambda p, s, images: functions.evaluate(p, s, evaluate.normalize(images, config)))
+    forward = jax.jit(lambda p, s, images: functions.evaluate(p, s, preprocess.normalize(images, config)))
     forward = forward.lower(functions.params, functions.batch_stats, images).compile()
     step = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
 

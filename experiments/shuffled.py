@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from tables import write_csv
 
-from basisnet_jax import evaluate, runs
+from basisnet_jax import preprocess, runs
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 
@@ -52,11 +52,11 @@ def shuffled(folder: pathlib.Path) -> dict | None:
 
     @jax.jit
     def coefficients(state, images):
-        return nnx.merge(graph, state).preview_stage(evaluate.normalize(images, config))[1]
+        return nnx.merge(graph, state).preview_stage(preprocess.normalize(images, config))[1]
 
     @jax.jit
     def hits(state, batch, mixtures):
-        logits = nnx.merge(graph, state).specialist_stage(evaluate.normalize(batch["image"], config), mixtures)
+        logits = nnx.merge(graph, state).specialist_stage(preprocess.normalize(batch["image"], config), mixtures)
         return jnp.sum((jnp.argmax(logits, -1) == batch["label"]) * batch["mask"])
 
     batches = list(pipeline.eval_batches(config, config.test_split))

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from basisnet_jax.configs import default
 from flax import nnx
 
-from basisnet_jax import evaluate, madds, models, optimizer, train
+from basisnet_jax import madds, models, optimizer, preprocess, train
 from basisnet_jax.data import glyphs, pipeline
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
 
@@ -98,7 +98,7 @@ def test_parameters_and_multiply_adds(name, arg):
     config.num_classes = config.num_classes or 10
     model = models.create_abstract(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    cost = madds.total(madds.count(model, evaluate.image_shape(config)))
+    cost = madds.total(madds.count(model, preprocess.image_shape(config)))
     assert (parameters, cost) == PINNED[name, arg]
 
 

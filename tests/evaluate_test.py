@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import evaluate, models, partition, plots
+from basisnet_jax import evaluate, models, partition, plots, preprocess
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_ranks_and_few_classes():
 
 def test_normalization_is_that_of_the_config(config):
     images = np.full((1, 2, 2, 1), 255, np.uint8)
-    np.testing.assert_allclose(evaluate.normalize(images, config), (1 - 0.3) / 0.35, rtol=1e-6)
+    np.testing.assert_allclose(preprocess.normalize(images, config), (1 - 0.3) / 0.35, rtol=1e-6)
 
 
 REPORT = {

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from basisnet_jax import basis, basisnet, cli, early_exit, evaluate, madds, models, runs
+from basisnet_jax import basis, basisnet, cli, early_exit, madds, models, preprocess, runs
 from basisnet_jax import predict as predict_lib
 from basisnet_jax.data import folder, pipeline
 from basisnet_jax.errors import UserError
@@ -62,14 +62,14 @@ def by_evaluation(workdir, images):
     """[(label, confidence)] of the preview and of the final head for images as evaluation has them, in one batch."""
     run = runs.load(workdir)
     evaluated = jax.jit(run.functions.evaluate)
-    outputs = evaluated(run.params, run.batch_stats, evaluate.normalize(images, run.config))
+    outputs = evaluated(run.params, run.batch_stats, preprocess.normalize(images, run.config))
     heads = [np.asarray(logits) for logits in (outputs.preview_logits, outputs.logits) if logits is not None]
     return [(np.argmax(logits, -1), np.asarray(early_exit.confidence(logits))) for logits in heads]
 
 
 def costs(workdir):
     config = runs.load_config(workdir)
-    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
     return {"preview": madds.preview_only(items), "specialist": madds.total(items), "network": madds.total(items)}
 
 

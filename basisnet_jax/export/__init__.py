@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from basisnet_jax import checkpoint, early_exit, evaluate, madds, models, runs
+from basisnet_jax import checkpoint, early_exit, madds, models, preprocess, runs
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
 from basisnet_jax.export.output import written
@@ -103,7 +103,7 @@ def rule_of(run: runs.Run, workdir: str, threshold: float | None) -> early_exit.
 def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
     """What `model.json` says of a model, whatever the format."""
     config = run.config
-    items = madds.count(models.create_abstract(config), evaluate.image_shape(config))
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
     costs = {"network": madds.total(items)}
     early = {}
     if config.model == "basisnet":

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, checkpoint, evaluate, runs
+from basisnet_jax import basis, checkpoint, preprocess, runs
 from basisnet_jax.data import files, folder, pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.export.output import written
@@ -71,7 +71,7 @@ def mean_coefficients(run: runs.Run, images: np.ndarray) -> jax.Array:
 
     @jax.jit
     def coefficients(images):
-        return nnx.merge(graph, state, copy=True).preview_stage(evaluate.normalize(images, run.config))[1]
+        return nnx.merge(graph, state, copy=True).preview_stage(preprocess.normalize(images, run.config))[1]
 
     size = run.config.eval_batch_size
     found = [coefficients(images[i : i + size]) for i in range(0, len(images), size)]

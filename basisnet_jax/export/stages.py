@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, evaluate
+from basisnet_jax import basis, preprocess
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
 from basisnet_jax.windows import explicit_padding
@@ -62,15 +62,15 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
     weights, tree = jax.tree.flatten(state)
 
     def network(model, images):
-        outputs = model(evaluate.normalize(images, config))
+        outputs = model(preprocess.normalize(images, config))
         return {"logits": getattr(outputs, "logits", outputs)}
 
     def preview(model, images):
-        logits, coefficients = model.preview_stage(evaluate.normalize(images, config))
+        logits, coefficients = model.preview_stage(preprocess.normalize(images, config))
         return {"logits": rule.scaled(logits), "confidence": rule.confidence(logits), "coefficients": coefficients}
 
     def specialist(model, images, coefficients):
-        return {"logits": model.specialist_stage(evaluate.normalize(images, config), coefficients)}
+        return {"logits": model.specialist_stage(preprocess.normalize(images, config), coefficients)}
 
     def stage(call, inputs):
         def function(weights, *inputs):
@@ -84,7 +84,7 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
 
 def inputs(model: nnx.Module, config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """The inputs of every stage, by the names of both, without the batch axis."""
-    image = jax.ShapeDtypeStruct(evaluate.image_shape(config), jnp.uint8)
+    image = jax.ShapeDtypeStruct(preprocess.image_shape(config), jnp.uint8)
     if config.model != "basisnet":
         return {"network": {"images": image}}
     coefficients = jax.ShapeDtypeStruct((model.num_vectors, model.num_bases), jnp.float32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import evaluate, models, runs
+from basisnet_jax import models, preprocess, runs
 from basisnet_jax.data import files, folder, pipeline
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
@@ -78,7 +78,7 @@ def by_jax(run: runs.Run, rule: Rule, images: np.ndarray) -> dict[str, dict[str,
     model.set_attributes(dtype=jnp.float32, raise_if_not_found=False)
     evaluated = jax.jit(models.functional(model).evaluate)
     outputs = [
-        evaluated(run.params, run.batch_stats, evaluate.normalize(images[i : i + BATCH_SIZE], run.config))
+        evaluated(run.params, run.batch_stats, preprocess.normalize(images[i : i + BATCH_SIZE], run.config))
         for i in range(0, len(images), BATCH_SIZE)
     ]
     outputs = jax.tree.map(lambda *arrays: np.concatenate(arrays), *outputs)

@@ -1,0 +1,85 @@
+"""Writes the configs and the data of sweeps for `train.py`, which then needs no TensorFlow.
+
+python experiments/vmapped/prepare.py --output=DIR experiments/fashion_mnist/front.py experiments/glyphs/front.py
+
+DIR/runs.json holds the runs, in the order of the sweep files; DIR/DATASET.npz a data set's images and labels.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import sys
+
+import ml_collections
+import numpy as np
+
+from basisnet_jax import evaluate, madds, models, preprocess, runs, sweep
+from basisnet_jax.data import pipeline
+from basisnet_jax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", nargs="+", help="sweep files")
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--without_data", nargs="*", default=[], help="data sets that are brought there otherwise")
+    flags = parser.parse_args(argv)
+    try:
+        flags.output.mkdir(parents=True, exist_ok=True)
+        found = [(file, run) for file in flags.sweeps for run in made(file)]
+        runs.write_json(str(flags.output / "runs.json"), [described(*pair) for pair in found])
+        for config in {run.config.dataset: run.config for _, run in found}.values():
+            if config.dataset not in flags.without_data:
+                np.savez_compressed(flags.output / f"{config.dataset}.npz", **arrays(config))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(found)} runs, {', '.join(path.name for path in sorted(flags.output.iterdir()))}")
+    return 0
+
+
+def made(file: str) -> list[sweep.Run]:
+    common, _, yielded = sweep.load(file)
+    return [sweep.make_run(common, overrides, pathlib.Path("runs")) for overrides in yielded]
+
+
+def described(file: str, run: sweep.Run) -> dict:
+    """A run as plain data: what `train.py` needs, and what a row of the CSV file names."""
+    config = json.loads(json.dumps(run.config.to_dict()))
+    return {
+        "sweep": file,
+        "name": run.name,
+        "config": config,
+        "varied": {key.removeprefix("config."): value for key, value in run.yielded.items() if "." in key},
+        "total_steps": run.steps,
+        "steps_per_epoch": pipeline.steps_per_epoch(run.config),
+        **cost(json.dumps({**config, "seed": 0, "optimizer": None})),
+        "commit": evaluate.provenance(run.config)["commit"],
+    }
+
+
+@functools.cache
+def cost(config: str) -> dict[str, int]:
+    config = ml_collections.ConfigDict(json.loads(config))
+    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    return {
+        "madds": madds.total(items),
+        "preview_madds": madds.preview_only(items) if config.model == "basisnet" else 0,
+    }
+
+
+def arrays(config) -> dict[str, np.ndarray]:
+    """{"SPLIT image": uint8 [n, H, W, C], "SPLIT label": [n]} of a config's splits, as they are."""
+    found = {}
+    for split in (config.train_split, config.validation_split, config.test_split):
+        batches = list(pipeline.eval_batches(config, split))
+        masks = [batch["mask"].astype(bool) for batch in batches]
+        for name in ("image", "label"):
+            rows = np.concatenate([batch[name][mask] for batch, mask in zip(batches, masks, strict=True)])
+            found[f"{split} {name}"] = rows.astype(np.uint8)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
