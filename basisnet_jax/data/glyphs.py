@@ -101,7 +101,7 @@ FONTS = {
 class Glyphs(tfds.core.GeneratorBasedBuilder):
     """Splits `train`, `validation` and `test`, of different fonts; every class has equally many images in each."""
 
-    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 had Latin letters of a few fonts in two splits
+    VERSION = tfds.core.Version("1.2.0")  # images of 1.1.0 and before depended on whether FriBiDi was installed
     url_infos = None  # nothing is downloaded; see digits.py
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -156,7 +156,10 @@ def fonts_of_letters() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-truetype = functools.lru_cache(maxsize=None)(ImageFont.truetype)  # to open a font takes longer than to draw a letter
+@functools.cache  # to open a font takes longer than to draw a letter
+def truetype(path: str, size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's other layout is there on machines that have FriBiDi only, and moves some letters a little.
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def draw(split: str, index: int) -> np.ndarray:

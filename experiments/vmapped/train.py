@@ -40,13 +40,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--until", type=float, default=float("inf"), help="Unix time after which no group is begun")
+    parser.add_argument("--at_once", type=int, help="how many runs are side by side: all of a length, or 1 on a CPU")
     flags = parser.parse_args(argv)
     jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would round float32 to TF32
     flags.output.mkdir(parents=True, exist_ok=True)
     for name, group in groups(json.loads((flags.folder / "runs.json").read_text())).items():
         if time.time() < flags.until and claimed(flags.output / f"{name}.claimed"):
             data = dict(np.load(flags.folder / f"{group[0]['config']['dataset']}.npz"))
-            rows, images = train(group, data, flags.output / "device.lock")
+            rows, images = train(group, data, flags.output / "device.lock", flags.at_once)
             np.savez_compressed(flags.output / f"{name}.npz", **images)
             (flags.output / f"{name}.json").write_text(json.dumps(rows))
 
@@ -70,7 +71,7 @@ def claimed(path: pathlib.Path) -> bool:
     return True
 
 
-def train(runs: list[dict], data: dict, lock: pathlib.Path) -> tuple[list[dict], dict]:
+def train(runs: list[dict], data: dict, lock: pathlib.Path, at_once: int | None) -> tuple[list[dict], dict]:
     """The rows of the runs, and arrays [runs, images] by split and name.
 
     Those of equal length are trained side by side. The device is locked while they are: other processes compile then.
@@ -78,6 +79,9 @@ def train(runs: list[dict], data: dict, lock: pathlib.Path) -> tuple[list[dict],
     begun = time.time()
     lengths = dict.fromkeys(run["total_steps"] for run in runs)
     together = [[run for run in runs if run["total_steps"] == length] for length in lengths]
+    together = [
+        part[i : i + (at_once or len(part))] for part in together for i in range(0, len(part), at_once or len(part))
+    ]
     data = {name: jax.device_put(rows) for name, rows in data.items()}
     start, epoch, look, final = programs(runs, len(together[0]), data)
     ready = time.time()
