@@ -15,7 +15,7 @@ COMMON = {
     "config.augment.shift": 0.0,
     "config.augment.flip": False,
 }
-RATES = (0.016, 0.032, 0.064)
+RATES = (0.016, 0.032, 0.064, 0.128)
 SEEDS = 5
 CONSTANT = {"config.coefficients.temperature": 1e6}  # coefficients that are even for every image
 

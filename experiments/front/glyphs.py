@@ -12,7 +12,7 @@ COMMON = {
     "config.batch_size": 128,
     "config.preview.image_size": 24,
 }
-RATES = (0.016, 0.032, 0.064)
+RATES = (0.016, 0.032, 0.064, 0.128)
 SEEDS = 5
 CONSTANT = {"config.coefficients.temperature": 1e6}  # coefficients that are even for every image
 
