@@ -12,6 +12,7 @@ import pathlib
 import runpy
 import sys
 
+import front_results
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tables import column, less, millions, read_csv, spread, table_of, with_tables, write_runs
@@ -25,10 +26,12 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
     "defaults/digits.csv": "defaults/digits",
     "defaults/fashion_mnist.csv": "defaults/fashion_mnist",
     "defaults/glyphs.csv": "defaults/glyphs",
+    "front/fashion_mnist.csv": "front/fashion_mnist",
+    "front/glyphs.csv": "front/glyphs",
 }
 
 RMSPROP_DEFAULTS = "RMSProp, 16 bases"  # of `causes`, with which other runs that have RMSProp are compared
-READMES = [HERE / "causes" / "README.md", HERE / "defaults" / "README.md", HERE.parent / "README.md"]
+READMES = [*(HERE / study / "README.md" for study in ("causes", "defaults", "front")), HERE.parent / "README.md"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +62,7 @@ def collect(folder: pathlib.Path) -> None:
 
 def tables() -> dict[str, str]:
     """Markdown by the name that stands in the README."""
-    made = {}
+    made = front_results.tables(HERE / "front")
     if (HERE / "causes" / "sweep.csv").exists():
         made |= {"causes": causes(), "learns": learns()}
     for name in ("digits", "fashion_mnist", "glyphs"):
@@ -69,6 +72,7 @@ def tables() -> dict[str, str]:
 
 
 def draw() -> None:
+    front_results.draw(HERE / "front")
     if (HERE / "causes" / "sweep.csv").exists():
         draw_causes(HERE / "causes" / "causes.png")
 

@@ -12,7 +12,16 @@ from basisnet_jax.errors import UserError
 
 FIRST = ("run", "model", "width", "num_bases", "seed", "num_epochs", "madds", "train_top1", "top1", "preview_top1")
 FIRST += ("preview_madds",)
-LAST = ("raw_top1", "loss", "preview_loss", "coefficient_entropy", "coefficient_information")
+LAST = (
+    "validation_top1",
+    "shuffled_top1",
+    "mean_top1",
+    "raw_top1",
+    "loss",
+    "preview_loss",
+    "coefficient_entropy",
+    "coefficient_information",
+)
 LAST += ("early_termination_threshold", "early_termination_share", "early_termination_top1")
 LAST += ("early_termination_mean_madds", "step", "commit", "device", "time", "wall_s")
 
@@ -32,9 +41,9 @@ def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
 
 
 def write_runs(path: pathlib.Path, rows: list[dict]) -> None:
-    """The rows of a sweep with the columns that the studies keep: `FIRST`, the config fields that vary, `LAST`."""
+    """The rows of a sweep with those columns that the studies keep: `FIRST`, the config fields that vary, `LAST`."""
     varied = [column for row in rows for column in row if "." in column]
-    columns = list(dict.fromkeys([*FIRST, *varied, *LAST]))
+    columns = [name for name in dict.fromkeys([*FIRST, *varied, *LAST]) if any(row.get(name, "") != "" for row in rows)]
     write_csv(path, [{column: row.get(column, "") for column in columns} for row in rows])
 
 
@@ -51,7 +60,7 @@ def groups(rows: list[dict], *keys: str) -> list[list[dict]]:
     """The rows that differ in their seed alone, as lists, in the order of the file."""
     found = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+        found.setdefault(tuple(row.get(key, "") for key in keys), []).append(row)
     return list(found.values())
 
 
