@@ -182,7 +182,7 @@ def with_bases(
     num_bases: int,
     *,
     where: Callable[[str, nnx.Module], bool] = convolutions,
-    init: Initializer = independent,
+    init: Initializer = copies(0.1),
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """A copy of `network` in which the chosen layers hold `num_bases` kernels each.
@@ -191,7 +191,7 @@ def with_bases(
       network: any NNX network; its code is not touched, `nnx.Conv` and `nnx.Linear` inside it are exchanged.
       num_bases: N >= 1.
       where: which layers get bases, by (path joined with "/", layer).
-      init: the N kernels from (key, the layer's kernel, N): `independent`, or `copies(noise)` of the network's own.
+      init: the N kernels from (key, the layer's kernel, N): `copies(noise)` of the network's own, or `independent`.
       rngs: its stream "params" is drawn from.
 
     Raises:

@@ -54,7 +54,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def bases(network):
-    return basis.with_bases(network, N, where=everything, rngs=nnx.Rngs(1))
+    return basis.with_bases(network, N, where=everything, init=basis.independent, rngs=nnx.Rngs(1))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_copies_without_noise_compute_what_the_network_computed(network, images)
 
 
 def test_noisy_copies_spread_around_the_kernel_that_they_are_copies_of(network, images):
-    noisy = basis.with_bases(network, N, where=everything, init=basis.copies(0.1), rngs=nnx.Rngs(0))
+    noisy = basis.with_bases(network, N, where=everything, rngs=nnx.Rngs(0))  # the default
     np.testing.assert_allclose(run(noisy, jnp.full((4, 1, N), 1 / N), images), network(images), atol=1e-5)
     assert not np.allclose(run(noisy, jnp.broadcast_to(jnp.eye(N)[0], (4, 1, N)), images), network(images), atol=1e-2)
     spread = jnp.std(noisy.out.layer.kernel[...] - network.out.kernel[...]) / jnp.std(network.out.kernel[...])
