@@ -1,7 +1,8 @@
 """The tables and the picture of `front`: BasisNet against static networks of as many multiply-adds.
 
-Of the learning rates that a network was trained with, the one that is best on the validation split counts. The static
-front is the static networks that are better on the validation split than all cheaper ones, and the lines between them.
+Of the learning rates that a network was trained with, the one that is best on the validation split counts. At equal
+multiply-adds means: on the straight lines that join the static networks, against the logarithm of multiply-adds, as in
+the picture.
 """
 
 import pathlib
@@ -31,20 +32,19 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
 
 def chosen(path: pathlib.Path) -> list[Group]:
     """The runs of each network at its best learning rate, by rising multiply-adds."""
-    rows = read_csv(path)
     best = {}
-    for group in groups(rows, *KEYS, "optimizer.learning_rate"):
-        key, score = key_of(group), statistics.mean(column(group, "validation_top1"))
-        if key not in best or score > best[key][0]:
+    for group in groups(read_csv(path), *KEYS, "optimizer.learning_rate"):
+        key, score = key_of(group), (len(group), statistics.mean(column(group, "validation_top1")))
+        if key not in best or score > best[key][0]:  # a rate that lacks seeds does not count
             best[key] = score, group
     return sorted((group for _, group in best.values()), key=lambda group: number(group[0], "madds"))
 
 
-KEYS = ("model", "width", "num_bases", "coefficients.temperature")
+KEYS = ("model", "width", "num_bases", "coefficients.temperature", "num_epochs")
 
 
 def key_of(group: Group) -> tuple[str, ...]:
-    return tuple(group[0].get(key, "") for key in KEYS)
+    return tuple(group[0].get(key, "") for key in KEYS[:4])
 
 
 def find(networks: list[Group], model: str, width: str, num_bases: str, temperature: str = "") -> Group | None:
@@ -52,26 +52,30 @@ def find(networks: list[Group], model: str, width: str, num_bases: str, temperat
     return next((group for group in networks if key_of(group) == key), None)
 
 
-def static_front(networks: list[Group]) -> list[Group]:
-    front = []
-    for group in networks:
-        score = statistics.mean(column(group, "validation_top1"))
-        if group[0]["model"] == "static" and (not front or score > front[-1][0]):
-            front.append((score, group))
-    return [group for _, group in front]
+def above(group: Group, others: list[Group], madds: str = "madds", top1: str = "top1") -> list[float]:
+    """Top-1 of each run less that of `others` at its multiply-adds, of its seed: on the line between the two nearest.
 
-
-def above_front(networks: list[Group], group: Group, madds: str = "madds", top1: str = "top1") -> list[float]:
-    """Top-1 of each run less that of the static front at its multiply-adds and seed; none beyond the front's end."""
-    front = static_front(networks)
+    Nothing, unless all runs lie between others of their seed.
+    """
     differences = []
     for row in group:
-        points = [(number(other, "madds"), number(other, "top1")) for of_width in front for other in of_width]
-        seeds = [other["seed"] for of_width in front for other in of_width]
-        points = [point for point, seed in zip(points, seeds, strict=True) if seed == row["seed"]]
-        if points and points[0][0] <= number(row, madds) <= points[-1][0]:
-            differences.append(number(row, top1) - float(np.interp(number(row, madds), *zip(*points, strict=True))))
+        points = sorted(
+            (number(run, madds), number(run, top1)) for other in others for run in other if run["seed"] == row["seed"]
+        )
+        if len(points) < len(others) or not points[0][0] <= number(row, madds) <= points[-1][0]:
+            return []
+        costs, found = zip(*points, strict=True)
+        differences.append(number(row, top1) - float(np.interp(np.log(number(row, madds)), np.log(costs), found)))
     return differences
+
+
+def statics(networks: list[Group]) -> list[Group]:
+    return [group for group in networks if group[0]["model"] == "static"]
+
+
+def cascades(networks: list[Group]) -> list[Group]:
+    """BasisNets of one basis: preview and specialist share nothing."""
+    return [group for group in networks if key_of(group)[0] == "basisnet" and key_of(group)[2] == "1"]
 
 
 def label_of(group: Group) -> str:
@@ -91,7 +95,7 @@ def front_table(networks: list[Group]) -> str:
         if first["model"] != "static":
             static = find(networks, "static", first["width"], "1")
             differences = [spread(less(group, static), "+") if static else ""]
-            differences += [spread(above_front(networks, group), "+")]
+            differences += [spread(above(group, statics(networks)), "+")]
         cells = [label_of(group), first["width"], millions(first["madds"]), first["optimizer.learning_rate"]]
         cells += [str(len(group)), spread(column(group, "train_top1")), spread(column(group, "top1"))]
         lines.append([*cells, *differences])
@@ -109,7 +113,7 @@ def headline(found: dict[str, list[Group]]) -> str:
                 continue
             static = find(networks, "static", width, "1")
             cells = [NAMES[name], width, at_cost(static) if static else "", at_cost(group)]
-            lines.append([*cells, spread(above_front(networks, group), "+"), at_cost(group, early=True)])
+            lines.append([*cells, spread(above(group, statics(networks)), "+"), at_cost(group, early=True)])
     columns = ["", "width", "static", f"BasisNet, {BASES} bases", "to static, equal MAdds", "with early termination"]
     return table_of(columns, lines)
 
@@ -135,7 +139,8 @@ def controls(found: dict[str, list[Group]]) -> str:
             lines.append([*cells, spread(column(group, "coefficient_information"), digits=1)])
     columns = ["", "width", "bases", "test top-1", "coefficients of another image", "mean coefficients"]
     columns += ["constant in training", "one basis", "what a mixture tells of its image, %"]
-    return table_of(columns, lines)
+    kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    return table_of([columns[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def early(found: dict[str, list[Group]]) -> str:
@@ -151,30 +156,11 @@ def early(found: dict[str, list[Group]]) -> str:
             change = less(group, group, "early_termination_top1", "top1")
             cells = [NAMES[name], width, num_bases, spread(column(group, "preview_top1")), spread(share, digits=1)]
             cells += [millions(statistics.mean(madds)), spread(saved, digits=1), spread(top1), spread(change, "+")]
-            cascades = above_cascades(networks, group) if num_bases != "1" else []
-            lines.append([*cells, spread(cascades, "+")])
+            compared = num_bases != "1" and cascades(networks)
+            stopped = "early_termination_mean_madds", "early_termination_top1"
+            lines.append([*cells, spread(above(group, cascades(networks), *stopped), "+") if compared else ""])
     columns = ["", "width", "bases", "preview", "stop, %", "mean MAdds", "saved, %", "top-1", "change"]
     return table_of([*columns, "to cascades of static networks"], lines)
-
-
-def above_cascades(networks: list[Group], group: Group) -> list[float]:
-    """Top-1 with early termination less that of cascades at its mean multiply-adds, of its seed.
-
-    A cascade is a BasisNet of one basis: preview and specialist share nothing. Between two of them lies a line.
-    """
-    differences = []
-    for row in group:
-        points = sorted(
-            (number(other, "early_termination_mean_madds"), number(other, "early_termination_top1"))
-            for cascade in networks
-            for other in cascade
-            if key_of(cascade)[0] == "basisnet" and key_of(cascade)[2] == "1" and other["seed"] == row["seed"]
-        )
-        madds = number(row, "early_termination_mean_madds")
-        if points and points[0][0] <= madds <= points[-1][0]:
-            static = float(np.interp(madds, *zip(*points, strict=True)))
-            differences.append(number(row, "early_termination_top1") - static)
-    return differences
 
 
 def draw(folder: pathlib.Path) -> None:
@@ -204,12 +190,11 @@ def draw(folder: pathlib.Path) -> None:
 def draw_front(axes: Axes, networks: list[Group]) -> None:
     basisnets = [group for group in networks if key_of(group)[0] == "basisnet" and not key_of(group)[3]]
     of_bases = [group for group in basisnets if key_of(group)[2] == BASES]
-    cascades = [group for group in basisnets if key_of(group)[2] == "1"]
     lines = (
-        ("static", static_front(networks), "", "o-", plots.FINAL),
+        ("static", statics(networks), "", "o-", plots.FINAL),
         (f"BasisNet, {BASES} bases", of_bases, "", "s-", plots.CHOSEN),
         ("BasisNet, early termination", of_bases, "early_termination_", "*-", plots.PREVIEW),
-        ("cascade of static networks, early termination", cascades, "early_termination_", "^--", "#888888"),
+        ("cascade of static networks, early termination", cascades(networks), "early_termination_", "^--", "#888888"),
     )
     for label, shown, prefix, style, color in lines:
         if shown:

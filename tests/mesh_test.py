@@ -107,7 +107,7 @@ def largest_difference(ours, expected):
 
 
 def size(name, arrays):
-    """The largest value; of a batch's mean, that of what it is a mean of: the mean itself cancels to almost 0."""
+    """The largest value; of running means, the layer's largest running deviation: the means cancel to almost 0."""
     largest = np.abs(arrays[name]).max()
     if name.endswith("norm/mean"):
         largest = max(largest, arrays[name.removesuffix("mean") + "var"].max() ** 0.5)

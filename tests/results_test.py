@@ -118,20 +118,20 @@ def front_rows():
 def test_networks_are_compared_at_their_best_rate_and_at_equal_multiply_adds(tmp_path):
     tables.write_runs(tmp_path / "glyphs.csv", front_rows())
     made = front_results.tables(tmp_path)
-    both = "+8.00 ± 0.00 | +3.00 ± 0.00"  # the front at 200 is halfway between 70 and 80
+    both = "+8.00 ± 0.00 | +1.69 ± 0.00"  # static at 200: 70 + 10 ln 2 / ln 3
     assert (
         f"| BasisNet, 8 bases | 0.5 | 0.000M | 0.2 | 2 | 90.00 ± 0.00 | 78.50 ± 6.35 | {both} |" in made["front_glyphs"]
     )
     assert "| static | 2.0 | 0.000M | 0.2 | 2 | 90.00 ± 0.00 | 75.50 ± 6.35 |  |  |" in made["front_glyphs"]
-    # The network at 350 is beyond the front: that of width 2 is worse than a cheaper one.
+    # Static at 350: 80 less 5 ln(350/300) / ln(400/300).
     assert (
-        "| BasisNet, 1 basis | 1.0 | 0.000M | 0.2 | 2 | 90.00 ± 0.00 | 80.50 ± 6.35 | +0.00 ± 0.00 |  |"
+        "| BasisNet, 1 basis | 1.0 | 0.000M | 0.2 | 2 | 90.00 ± 0.00 | 80.50 ± 6.35 | +0.00 ± 0.00 | +2.68 ± 0.00 |"
         in made["front_glyphs"]
     )
-    assert "| 78.50 ± 6.35 | -68.50 ± 6.35 | -28.50 ± 6.35 |  | -6.00 ± 0.00 | 7.0 ± 0.0 |" in made["controls"]
-    # Cascades stop at 75 and 175 multiply-adds with 71 and 79 %; at 100 that makes 73.
-    assert "| 50.0 ± 0.0 | 77.50 ± 6.35 | -1.00 ± 0.00 | +4.00 ± 0.00 |" in made["early_termination"]
-    cells = "70.50 ± 6.35 at 0.000M | 78.50 ± 6.35 at 0.000M | +3.00 ± 0.00 | 77.50 ± 6.35 at 0.000M"
+    assert "| 78.50 ± 6.35 | -68.50 ± 6.35 | -28.50 ± 6.35 | -6.00 ± 0.00 | 7.0 ± 0.0 |" in made["controls"]
+    # Cascades stop at 75 and 175 multiply-adds with 71 and 79 %; at 100 that makes 71 + 8 ln(100/75) / ln(175/75).
+    assert "| 50.0 ± 0.0 | 77.50 ± 6.35 | -1.00 ± 0.00 | +3.28 ± 0.00 |" in made["early_termination"]
+    cells = "70.50 ± 6.35 at 0.000M | 78.50 ± 6.35 at 0.000M | +1.69 ± 0.00 | 77.50 ± 6.35 at 0.000M"
     assert f"| Letters in unseen fonts | 0.5 | {cells} |" in made["headline"]
     front_results.draw(tmp_path)
     assert (tmp_path / "front.png").stat().st_size > 10_000

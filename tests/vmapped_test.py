@@ -16,6 +16,7 @@ from basisnet_jax.data import pipeline
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments" / "vmapped"))
 
+import collect
 import prepare
 import train
 
@@ -50,8 +51,8 @@ def test_images_are_shifted_as_the_pipeline_does():
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path):
-    """Of different seeds and rates; the second of two is trained by both programs, and a longer run by one of them."""
+def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monkeypatch):
+    """Of different seeds, rates and lengths, also where a part has fewer runs than the program."""
     config = cli.resolve(tiny(data_dir=data_dir, train_eval_split="train[:100]", batch_size=64))
     with config.unlocked():
         config.augment.update(rotation=0.0, zoom=0.0, shift=0.1)
@@ -65,21 +66,73 @@ def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path):
         return {**described, **costs, **lengths, "config": json.loads(json.dumps(config.to_dict()))}
 
     data = prepare.arrays(config)
-    runs = [run(0, 0.01, 1.0), run(1, 0.02, 1.0), run(1, 0.02, 2.0), run(0, 0.01, 2.0)]
+    runs = [run(0, 0.01, 1.0), run(1, 0.02, 1.0), run(1, 0.02, 2.0)]
     assert len(train.groups(runs)) == 1
-    together, images = train.train(runs, data, tmp_path / "lock", None)
-    (alone,), images_alone = train.train(runs[1:2], data, tmp_path / "lock", None)
-    assert together[1]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
-    assert together[1]["top1"] == pytest.approx(alone["top1"], abs=0.02)
-    np.testing.assert_allclose(images["test_confidence"][1], images_alone["test_confidence"][0], atol=2e-3)
-    losses = [row["loss"] for row in together]
-    assert len(set(losses)) == 4 and losses[2] < losses[1] and losses[3] < losses[0]
-    assert together[0]["shuffled_top1"] == pytest.approx(together[0]["top1"], abs=0.5)
+    monkeypatch.setattr(train, "AT_ONCE", 100)  # so that a split is several pieces, the last of them filled up
+    together = train.train(runs, data, tmp_path / "lock")
+    (alone,) = train.train(runs[1:2], data, tmp_path / "lock")
+    assert [row["run"] for row in together] == [run["name"] for run in runs]
+    for name in ("training_loss", "coefficient_entropy"):
+        assert together[1][name] == pytest.approx(alone[name], rel=1e-3)
+    for name in ("top1", "preview_top1", "train_top1", "shuffled_top1", "mean_top1"):
+        assert together[1][name] == pytest.approx(alone[name], abs=0.01)
+    losses = [row["training_loss"] for row in together]
+    assert losses[2] < losses[1] != losses[0]
 
 
-def test_what_the_program_lacks_is_refused(tiny):
+def test_answers_are_those_of_every_image():
+    """Two models that say 0 and 1 of all; labels are 0 for the first seven of ten images."""
+
+    def look(params, batch_stats, images):
+        logits = jax.nn.one_hot(params, 2)[:, None] + 0 * images[None, :, :1]
+        return logits, jnp.ones((2, len(images), 1, 2)) * images[None, :, :1, None]
+
+    def final(params, batch_stats, images, mixtures):  # right where the mixture is the image's own
+        own = jnp.isclose(mixtures[:, :, 0, 0], images[None, :, 0])
+        labels = (images[:, 0] >= 7)[None]
+        return jax.nn.one_hot(jnp.where(own, labels, ~labels).astype(int), 2)
+
+    images, labels = jnp.arange(10.0)[:, None], jnp.arange(10) >= 7
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(0), jax.random.key(1)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "AT_ONCE", 4)
+        answers = train.answers_of(look, final, jnp.array([0, 1]), None, images, labels, keys, controls=True)
+    assert answers["preview_top1"].sum(axis=1).tolist() == [7, 3]
+    assert answers["top1"].all() and answers["confidence"].shape == (2, 10)
+    assert answers["shuffled_top1"].sum() < 10 and answers["mean_top1"].sum() == 0
+
+
+def test_what_the_program_lacks_is_refused_in_one_line(tiny, tmp_path, capsys):
     config = cli.resolve(tiny())
     with config.unlocked():
         config.augment.update(rotation=0.0, zoom=0.1)
-    with pytest.raises(ValueError, match="r: no zoom here"):
-        train.check(config, {"name": "r", "total_steps": 2, "steps_per_epoch": 2})
+        config.eval_crop = 0.9
+    run = {"name": "r", "config": config.to_dict(), "total_steps": 3, "steps_per_epoch": 2}
+    (tmp_path / "runs.json").write_text(json.dumps([run]))
+    assert train.main([str(tmp_path), f"--output={tmp_path}"]) == 2
+    expected = "run r has config.augment.zoom, config.eval_crop below 1, a part of an epoch, which vmapped/train.py"
+    assert expected in capsys.readouterr().err
+    assert train.main([str(tmp_path / "missing"), f"--output={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_group_is_one_process_and_free_again_when_that_ends(tmp_path):
+    path = tmp_path / "group.lock"
+    with train.claimed(path) as first, train.claimed(path) as second:
+        assert (first, second) == (True, False)
+    with train.claimed(path) as again:
+        assert again
+
+
+def test_rows_go_beside_their_sweep_file_and_replace_those_of_their_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "HERE", tmp_path / "experiments" / "vmapped")
+    (tmp_path / "experiments").mkdir()
+    for top1 in (0.1, 0.2):
+        rows = [
+            {"sweep": "experiments/s.py", "run": "a", "top1": top1},
+            {"sweep": "experiments/s.py", "run": f"b{top1}"},
+        ]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        collect.main([str(tmp_path / "rows.json")])
+    kept = collect.read_csv(tmp_path / "experiments" / "s.csv")
+    assert [(row["run"], row["top1"]) for row in kept] == [("a", "0.2"), ("b0.1", ""), ("b0.2", "")]

@@ -2,9 +2,8 @@
 
 basisnet sweep --sweep=experiments/front/fashion_mnist.py --workdir=runs/front/fashion_mnist
 
-One basis is the control of early termination: two static networks that share nothing, as a cascade. Every model has
-three learning rates, of which the validation split chooses one. No augmentation: on the validation split, static
-networks of widths 0.5 and 1 lose one point by it in ten epochs.
+One basis is the control of early termination: two static networks that share nothing, as a cascade. Of the learning
+rates the validation split chooses one for each network.
 """
 
 CONFIG = "configs/fashion_mnist.py"

@@ -2,7 +2,7 @@
 
 basisnet sweep --sweep=experiments/front/glyphs.py --workdir=runs/front/glyphs
 
-As fashion_mnist.py in this folder, but at two widths. The preview has 24 pixels: with 16 it cannot tell letters apart.
+As fashion_mnist.py in this folder, but at two widths, and with a preview of 24 pixels.
 """
 
 CONFIG = "configs/glyphs.py"

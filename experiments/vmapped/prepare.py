@@ -1,6 +1,6 @@
 """Writes the configs and the data of sweeps for `train.py`, which then needs no TensorFlow.
 
-python experiments/vmapped/prepare.py --output=DIR experiments/fashion_mnist/front.py experiments/glyphs/front.py
+python experiments/vmapped/prepare.py --output=DIR experiments/front/fashion_mnist.py experiments/front/glyphs.py
 
 DIR/runs.json holds the runs, in the order of the sweep files; DIR/DATASET.npz a data set's images and labels.
 """
@@ -18,20 +18,22 @@ from basisnet_jax import evaluate, madds, models, preprocess, runs, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository: `collect.py` writes beside the sweep files
+SPLITS = "train", "validation", "test", "train_eval"
+FIELDS = ("image_size", "channels", "resize", "eval_crop", "data_dir", *(f"{name}_split" for name in SPLITS))
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", help="sweep files")
     parser.add_argument("--output", type=pathlib.Path, required=True)
-    parser.add_argument("--without_data", nargs="*", default=[], help="data sets that are brought there otherwise")
     flags = parser.parse_args(argv)
     try:
         flags.output.mkdir(parents=True, exist_ok=True)
         found = [(file, run) for file in flags.sweeps for run in made(file)]
         runs.write_json(str(flags.output / "runs.json"), [described(*pair) for pair in found])
-        for config in {run.config.dataset: run.config for _, run in found}.values():
-            if config.dataset not in flags.without_data:
-                np.savez_compressed(flags.output / f"{config.dataset}.npz", **arrays(config))
+        for config in data_sets([run for _, run in found]):
+            np.savez_compressed(flags.output / f"{config.dataset}.npz", **arrays(config))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,15 +42,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def made(file: str) -> list[sweep.Run]:
+    if not pathlib.Path(file).resolve().is_relative_to(ROOT):
+        raise UserError(f"{file} is not in {ROOT}, expected a sweep file of this repository")
     common, _, yielded = sweep.load(file)
     return [sweep.make_run(common, overrides, pathlib.Path("runs")) for overrides in yielded]
+
+
+def data_sets(of: list[sweep.Run]) -> list[ml_collections.ConfigDict]:
+    """A config of each data set. Those of one data set must want the same arrays of it."""
+    found = {}
+    for run in of:
+        other = found.setdefault(run.config.dataset, run.config)
+        for field in FIELDS:
+            if other[field] != run.config[field]:
+                raise UserError(f"runs want config.{field} {other[field]!r} and {run.config[field]!r} of one data set")
+    return list(found.values())
 
 
 def described(file: str, run: sweep.Run) -> dict:
     """A run as plain data: what `train.py` needs, and what a row of the CSV file names."""
     config = json.loads(json.dumps(run.config.to_dict()))
     return {
-        "sweep": file,
+        "sweep": str(pathlib.Path(file).resolve().relative_to(ROOT)),
         "name": run.name,
         "config": config,
         "varied": {key.removeprefix("config."): value for key, value in run.yielded.items() if "." in key},
@@ -72,12 +87,12 @@ def cost(config: str) -> dict[str, int]:
 def arrays(config) -> dict[str, np.ndarray]:
     """{"SPLIT image": uint8 [n, H, W, C], "SPLIT label": [n]} of a config's splits, as they are."""
     found = {}
-    for split in (config.train_split, config.validation_split, config.test_split):
+    for split in dict.fromkeys(config[f"{name}_split"] for name in SPLITS):
         batches = list(pipeline.eval_batches(config, split))
         masks = [batch["mask"].astype(bool) for batch in batches]
         for name in ("image", "label"):
-            rows = np.concatenate([batch[name][mask] for batch, mask in zip(batches, masks, strict=True)])
-            found[f"{split} {name}"] = rows.astype(np.uint8)
+            rows = [batch[name][mask] for batch, mask in zip(batches, masks, strict=True)]
+            found[f"{split} {name}"] = np.concatenate(rows)
     return found
 
 

@@ -7,17 +7,21 @@ trains up to some dozens of runs in the same kernels, and the data stay on the d
 are those of `basisnet train`; the order of the data and the augmentation (shift and flip only) are drawn otherwise.
 
 Needs jax, flax, optax and ml_collections. Several processes with the same OUT share the work: each takes the next group
-of runs that nobody has. OUT/GROUP.json has a row for each run of a group, OUT/GROUP.npz, for the same runs, what
-happens to every image of the validation and test splits.
+of runs that nobody has; on a GPU give them XLA_PYTHON_CLIENT_PREALLOCATE=false. The device is locked while one of them
+trains, and the others compile meanwhile. OUT/GROUP.json has a row for each run of a group; the same command goes on
+with the groups that have none.
 """
 
 import argparse
+import contextlib
 import datetime
 import fcntl
+import hashlib
 import json
 import pathlib
-import re
+import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
@@ -30,26 +34,37 @@ from jax import lax
 
 from basisnet_jax import coefficients, conv, early_exit, models, optimizer, preprocess, windows
 from basisnet_jax.depthwise import shifted_sum
+from basisnet_jax.errors import UserError
 from basisnet_jax.train_step import create_state, make_train_step
 
 AT_ONCE = 500  # images of each run that are evaluated
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--until", type=float, default=float("inf"), help="Unix time after which no group is begun")
-    parser.add_argument("--at_once", type=int, help="how many runs are side by side: all of a length, or 1 on a CPU")
+    parser.add_argument("--at_once", type=int, help="how many runs are side by side; by default all of equal length")
     flags = parser.parse_args(argv)
     jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would round float32 to TF32
     flags.output.mkdir(parents=True, exist_ok=True)
-    for name, group in groups(json.loads((flags.folder / "runs.json").read_text())).items():
-        if time.time() < flags.until and claimed(flags.output / f"{name}.claimed"):
-            data = dict(np.load(flags.folder / f"{group[0]['config']['dataset']}.npz"))
-            rows, images = train(group, data, flags.output / "device.lock", flags.at_once)
-            np.savez_compressed(flags.output / f"{name}.npz", **images)
-            (flags.output / f"{name}.json").write_text(json.dumps(rows))
+    try:
+        runs = json.loads((flags.folder / "runs.json").read_text())
+        for run in runs:
+            check(run)
+        for name, group in groups(runs).items():
+            result = flags.output / f"{name}.json"
+            with claimed(flags.output / f"{name}.lock") as ours:
+                if ours and not result.exists() and time.time() < flags.until:
+                    data = dict(np.load(flags.folder / f"{group[0]['config']['dataset']}.npz"))
+                    rows = train(group, data, flags.output / "device.lock", flags.at_once)
+                    result.with_suffix(".part").write_text(json.dumps(rows))
+                    result.with_suffix(".part").replace(result)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def groups(runs: list[dict]) -> dict[str, list[dict]]:
@@ -59,60 +74,56 @@ def groups(runs: list[dict]) -> dict[str, list[dict]]:
         config = json.loads(json.dumps(run["config"]))
         del config["seed"], config["num_epochs"], config["eval_every_epochs"], config["optimizer"]["learning_rate"]
         found.setdefault(json.dumps([run["sweep"], config], sort_keys=True), []).append(run)
-    return {f"{i:03d}": group for i, group in enumerate(found.values())}
+    return {hashlib.sha256(json.dumps(group).encode()).hexdigest()[:12]: group for group in found.values()}
 
 
-def claimed(path: pathlib.Path) -> bool:
-    """Whether nobody had claimed it before."""
-    try:
-        path.open("x").close()
-    except FileExistsError:
-        return False
-    return True
+@contextlib.contextmanager
+def claimed(path: pathlib.Path) -> Iterator[bool]:
+    """Whether no other process holds it. A process that dies holds it no more."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
 
 
-def train(runs: list[dict], data: dict, lock: pathlib.Path, at_once: int | None) -> tuple[list[dict], dict]:
-    """The rows of the runs, and arrays [runs, images] by split and name.
-
-    Those of equal length are trained side by side. The device is locked while they are: other processes compile then.
-    """
+def train(runs: list[dict], data: dict, lock: pathlib.Path, at_once: int | None = None) -> list[dict]:
+    """The rows of the runs. Those of equal length are trained side by side, at most `at_once` of them."""
     begun = time.time()
-    lengths = dict.fromkeys(run["total_steps"] for run in runs)
-    together = [[run for run in runs if run["total_steps"] == length] for length in lengths]
-    together = [
-        part[i : i + (at_once or len(part))] for part in together for i in range(0, len(part), at_once or len(part))
-    ]
+    of_length = {}
+    for run in runs:
+        of_length.setdefault(run["total_steps"], []).append(run)
+    at_once = at_once or max(map(len, of_length.values()))
+    together = [part[i : i + at_once] for part in of_length.values() for i in range(0, len(part), at_once)]
     data = {name: jax.device_put(rows) for name, rows in data.items()}
-    start, epoch, look, final = programs(runs, len(together[0]), data)
+    start, epoch, look, final = programs(runs, at_once, data)
     ready = time.time()
-    rows, images = [], []
+    rows = []
     for part in together:
-        config, steps = ml_collections.ConfigDict(part[0]["config"]), part[0]["steps_per_epoch"]
+        config = ml_collections.ConfigDict(part[0]["config"])
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             taken = time.time()
-            states, rates, keys = start(part)
-            for number in range(part[0]["total_steps"] // steps):
+            filled = [*part, *part[:1] * (at_once - len(part))]  # the program is of so many
+            states, rates, keys = start(filled)
+            for number in range(round(config.num_epochs)):
                 states, losses = epoch(states, rates, keys, number)
             losses = jax.device_get(losses)
             trained = time.time()
-            found = {}
-            num_seen = int(re.fullmatch(r"train\[:(\d+)\]", config.train_eval_split)[1])
-            for split in ("validation", "test", "train"):
-                given, count = config[f"{split}_split"], num_seen if split == "train" else None
-                of_split = (data[f"{given} {name}"][:count] for name in ("image", "label"))
-                answers = answers_of(look, final, states.ema_params, states.ema_batch_stats, *of_split, keys)
-                found |= {f"{split}_{name}": array for name, array in jax.device_get(answers).items()}
+        found, weights = {}, (states.ema_params, states.ema_batch_stats)
+        for split in ("validation", "test", "train_eval"):
+            of_split = (data[f"{config[f'{split}_split']} {name}"] for name in ("image", "label"))
+            answers = answers_of(look, final, *weights, *of_split, keys, controls=split == "test")
+            found |= {f"{split}_{name}": array for name, array in jax.device_get(answers).items()}
         about = {
             "device": f"1 x {jax.devices()[0].device_kind}",
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "wall_s": (trained - taken) / len(part),
         }
-        rows += [
-            {**row(run, {name: array[i] for name, array in found.items()}), "loss": float(losses[i]), **about}
-            for i, run in enumerate(part)
-        ]
-        images.append(found)
+        for i, run in enumerate(part):
+            of_run = row(run, {name: array[i] for name, array in found.items()})
+            rows.append({**of_run, "training_loss": float(losses[i]), **about})
         top1 = " ".join(f"{100 * columns['validation_top1']:.2f}" for columns in rows[-len(part) :])
         step_ms = 1e3 * (trained - taken) / part[0]["total_steps"]
         print(
@@ -120,21 +131,19 @@ def train(runs: list[dict], data: dict, lock: pathlib.Path, at_once: int | None)
             f"s, {step_ms:.2f} ms a step, evaluated in {time.time() - trained:.1f} s; validation top-1 {top1}",
             flush=True,
         )
-    kept = [name for name in images[0] if not name.startswith("train_") and not name.endswith("coefficients")]
-    return rows, {name: np.concatenate([packed(found[name]) for found in images]) for name in kept}
+    return rows
 
 
 def programs(runs: list[dict], num: int, data: dict) -> tuple:
     """What trains and evaluates runs of one shape, S = `num` of them at once.
 
     Returns:
-      start(runs): states, the learning rates [S, steps] and the random keys [S] of S of the runs.
+      start(runs): states, the learning rates [S, steps] and the random keys [S, 2] of S of the runs.
       epoch(states, rates, keys, number): states after one epoch, and its mean losses [S].
       look(params, batch_stats, images): the first answers, and the coefficients of a BasisNet, [S, B, ...].
       final(params, batch_stats, images, coefficients): the specialist's answers; None for other models.
     """
     config = ml_collections.ConfigDict(runs[0]["config"])
-    check(config, runs[0])
     steps = runs[0]["steps_per_epoch"]
     seeds = sorted({run["config"]["seed"] for run in runs})
     model_of = {seed: create({**runs[0]["config"], "seed": seed}) for seed in seeds}
@@ -154,18 +163,18 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
         of_runs = [functions_of[run["config"]["seed"]][:2] for run in runs]
         weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_runs)
         rates = jnp.stack([rates_of(run, most_steps) for run in runs])
-        keys = jnp.stack([jax.random.key(run["config"]["seed"]) for run in runs])
+        keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(run["config"]["seed"]) for run in runs]))
         return jax.jit(jax.vmap(started))(*weights, rates), rates, keys
 
-    def one_step(state, batch, rates, key):
-        image_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
+    def one_step(state, batch, rates, keys):
+        image_key, step_key = jax.random.split(jax.random.fold_in(keys[1], state.step))
         batch = {**batch, "image": augmented(batch["image"], image_key, config.augment)}
         return make_train_step(config, functions, transformation(rates), temperature)(state, batch, step_key)
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(states, rates, keys, images, labels, number):
-        def order(key):
-            return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 1), number), len(images))
+        def order(keys):
+            return jax.random.permutation(jax.random.fold_in(keys[0], number), len(images))
 
         orders = jax.vmap(order)(keys)
 
@@ -197,7 +206,7 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
             return functions.evaluate(params, batch_stats, preprocess.normalize(images, config)).logits, None
 
         look, final = jax.jit(jax.vmap(only, in_axes=(0, 0, None))), None
-    states, rates, keys = start(runs[:num])
+    states, rates, keys = start((runs * num)[:num])
     compiled = epoch.lower(states, rates, keys, images, labels, 0).compile()
     piece = jnp.zeros((AT_ONCE, *images.shape[1:]), images.dtype)
     weights = states.params, states.batch_stats
@@ -213,13 +222,19 @@ def rates_of(run: dict, most_steps: int) -> jax.Array:
     return jax.vmap(optimizer.schedule(config, run["steps_per_epoch"], run["total_steps"]))(jnp.arange(most_steps))
 
 
-def check(config, run: dict) -> None:
+def check(run: dict) -> None:
     """Refuses what this program would leave out without a word."""
-    amounts = {"flip": False, "shift": 0.0, "rotation": 0.0, "zoom": 0.0, "crop": 0.0, "policy": "", "erasing": 0.0}
-    others = [name for name, none in amounts.items() if name not in ("flip", "shift") and config.augment[name] != none]
-    others += [name for name in ("init_from", "preview_init_from") if config[name]]
-    if others or config.distillation.teacher or run["total_steps"] % run["steps_per_epoch"]:
-        raise ValueError(f"{run['name']}: no {', '.join(others) or 'teacher and no part of an epoch'} here")
+    config, known = (
+        ml_collections.ConfigDict(run["config"]),
+        ("flip", "shift", "layers", "magnitude", "mixup", "cutmix"),
+    )
+    lacking = [f"config.augment.{name}" for name, amount in config.augment.items() if name not in known and amount]
+    lacking += [f"config.{name}" for name in ("init_from", "preview_init_from") if config[name]]
+    lacking += ["config.distillation.teacher"] * bool(config.distillation.teacher)
+    lacking += ["config.eval_crop below 1"] * (config.eval_crop != 1)
+    lacking += ["a part of an epoch"] * (run["total_steps"] % run["steps_per_epoch"] != 0)
+    if lacking:
+        raise UserError(f"run {run['name']} has {', '.join(lacking)}, which vmapped/train.py does not")
 
 
 def create(config: dict) -> nnx.Module:
@@ -233,6 +248,8 @@ def as_products(lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimensio
     window, dilation = rhs.shape[:2], tuple(rhs_dilation or (1, 1))
     pads = tuple(map(tuple, windows.explicit_padding(lhs.shape[1:-1], window, strides, padding, dilation)))
     if feature_group_count > 1:
+        if not feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
+            raise ValueError(f"groups={feature_group_count} of {lhs.shape[-1]} channels, expected 1 or as many")
         return shifted_sum(lhs, rhs[None, :, :, 0], tuple(strides), pads, dilation)
     patches = jnp.concatenate([*windows.slices(windows.pad(lhs, pads), window, strides, dilation)], axis=-1)
     return jnp.matmul(patches, rhs.reshape(-1, rhs.shape[-1]))
@@ -259,11 +276,12 @@ def between(shift: jax.Array, size: int) -> jax.Array:
     return jax.nn.relu(1 - jnp.abs(pixels[None, :, None] + shift[:, None, None] * size - pixels))
 
 
-def answers_of(look, final, params, batch_stats, images, labels, keys) -> dict[str, jax.Array]:
+def answers_of(look, final, params, batch_stats, images, labels, keys, controls: bool) -> dict[str, jax.Array]:
     """What S models say of n images; by name, [S, n] each.
 
-    confidence, preview_top1: of the preview, or of a model without one. top1: of the final answer. Of a BasisNet also
-    shuffled_top1 and mean_top1, with the coefficients of another image and with the mean of all, and `coefficients`.
+    confidence, preview_top1: of the preview, or of a model without one. top1: of the final answer. With `controls`, of
+    a BasisNet also shuffled_top1 and mean_top1, with the coefficients of another image and with the mean of all, and
+    `coefficients`.
     """
     total = len(images)
     pieces = [images[jnp.arange(i, i + AT_ONCE) % total] for i in range(0, total, AT_ONCE)]
@@ -287,10 +305,12 @@ def answers_of(look, final, params, batch_stats, images, labels, keys) -> dict[s
         given = jnp.split(padded, len(pieces), axis=1)
         return top1(joined([final(params, batch_stats, *pair) for pair in zip(pieces, given, strict=True)]))
 
+    answers["top1"] = top1_with(mixtures)
+    if not controls:
+        return answers
     return {
         **answers,
-        "top1": top1_with(mixtures),
-        "shuffled_top1": top1_with(jax.vmap(jax.random.permutation)(keys, mixtures)),
+        "shuffled_top1": top1_with(jax.vmap(jax.random.permutation)(keys[:, 1], mixtures)),
         "mean_top1": top1_with(jnp.broadcast_to(mixtures.mean(axis=1, keepdims=True), mixtures.shape)),
         "coefficients": mixtures,
     }
@@ -309,7 +329,7 @@ def row(run: dict, images: dict[str, np.ndarray]) -> dict:
         "seed": config["seed"],
         "num_epochs": config["num_epochs"],
         "madds": run["madds"],
-        "train_top1": images["train_top1"].mean(),
+        "train_top1": images["train_eval_top1"].mean(),
         "top1": images["test_top1"].mean(),
         "preview_top1": images["test_preview_top1"].mean() if run["preview_madds"] else "",
         "preview_madds": run["preview_madds"] or "",
@@ -332,9 +352,5 @@ def row(run: dict, images: dict[str, np.ndarray]) -> dict:
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
 
 
-def packed(array: np.ndarray) -> np.ndarray:
-    return np.packbits(array, axis=-1) if array.dtype == bool else array.astype(np.float16)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
