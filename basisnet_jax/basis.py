@@ -167,6 +167,9 @@ def copies(noise: float) -> Initializer:
     return initialize
 
 
+noisy_copies = copies(0.1)  # what configs have too
+
+
 def convolutions(path: str, layer: nnx.Module) -> bool:
     """The default choice of layers: every convolution."""
     return isinstance(layer, nnx.Conv)
@@ -182,7 +185,7 @@ def with_bases(
     num_bases: int,
     *,
     where: Callable[[str, nnx.Module], bool] = convolutions,
-    init: Initializer = copies(0.1),
+    init: Initializer = noisy_copies,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """A copy of `network` in which the chosen layers hold `num_bases` kernels each.
