@@ -4,7 +4,7 @@
 
 puts the tables into the README of each study, between the comments that name them, and draws the pictures. With --runs
 it first writes the CSV files anew, from the workdirs of the sweeps in that folder; the studies' READMEs have the
-commands that make them. A study without CSV files is left out.
+commands that make them, and those of `front` are written by vmapped/collect.py. A study without CSV files is left out.
 """
 
 import argparse
@@ -26,8 +26,6 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
     "defaults/digits.csv": "defaults/digits",
     "defaults/fashion_mnist.csv": "defaults/fashion_mnist",
     "defaults/glyphs.csv": "defaults/glyphs",
-    "front/fashion_mnist.csv": "front/fashion_mnist",
-    "front/glyphs.csv": "front/glyphs",
 }
 
 RMSPROP_DEFAULTS = "RMSProp, 16 bases"  # of `causes`, with which other runs that have RMSProp are compared
