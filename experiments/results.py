@@ -26,6 +26,7 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
     "defaults/digits.csv": "defaults/digits",
     "defaults/fashion_mnist.csv": "defaults/fashion_mnist",
     "defaults/glyphs.csv": "defaults/glyphs",
+    "defaults/rmsprop.csv": "defaults/rmsprop",
 }
 
 RMSPROP_DEFAULTS = "RMSProp, 16 bases"  # of `causes`, with which other runs that have RMSProp are compared
@@ -66,6 +67,8 @@ def tables() -> dict[str, str]:
     for name in ("digits", "fashion_mnist", "glyphs"):
         if (HERE / "defaults" / f"{name}.csv").exists():
             made[f"defaults_{name}"] = defaults(name)
+    if (HERE / "defaults" / "rmsprop.csv").exists() and "defaults_fashion_mnist" in made:
+        made["defaults_rmsprop"] = high_rate()
     return made
 
 
@@ -180,6 +183,22 @@ def defaults(name: str) -> str:
     if all(not line[0] for line in lines):
         columns, lines = columns[1:], [line[1:] for line in lines]
     return table_of(columns, lines)
+
+
+def high_rate() -> str:
+    """RMSProp on Fashion-MNIST at the highest rate of the grid, and what changes BasisNet's failure there."""
+    rows = [*read_csv(HERE / "defaults" / "rmsprop.csv"), *read_csv(HERE / "defaults" / "fashion_mnist.csv")]
+    at_rate = {"num_epochs": "2.0", "optimizer.name": "rmsprop", "optimizer.learning_rate": "0.064"}
+    rows = [row for row in rows if all(row[key] == value for key, value in at_rate.items())]
+    lines = []
+    for label, clip, temperature in (("", 0, ""), ("constant coefficients", 0, "1000000.0"), ("clip_norm=1", 1, "")):
+        of_change = [row for row in rows if float(row["optimizer.clip_norm"]) == clip]
+        static = [row for row in of_change if row["model"] == "static"]
+        basisnet = [row for row in of_change if row["num_bases"] == "8"]
+        basisnet = [row for row in basisnet if row.get("coefficients.temperature", "") == temperature]
+        cells = [spread(column(basisnet, name)) for name in ("top1", "preview_top1")]
+        lines.append([label, spread(column(static, "top1")), *cells, spread(less(basisnet, static), "+")])
+    return table_of(["", "static", "BasisNet, 8 bases", "its preview", "to static"], lines)
 
 
 if __name__ == "__main__":
