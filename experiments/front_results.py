@@ -19,6 +19,7 @@ from basisnet_jax import plots
 NAMES = {"fashion_mnist": "Fashion-MNIST", "glyphs": "Letters in unseen fonts"}
 TICKS = 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2  # millions of multiply-adds
 BASES = "8"  # of the BasisNet in the headline and in the picture
+KEYS = ("model", "width", "num_bases", "coefficients.temperature")  # what tells one network from another
 Group = list[dict]  # the runs of one network, which differ in their seed
 
 
@@ -40,11 +41,8 @@ def chosen(path: pathlib.Path) -> list[Group]:
     return sorted((group for _, group in best.values()), key=lambda group: number(group[0], "madds"))
 
 
-KEYS = ("model", "width", "num_bases", "coefficients.temperature", "num_epochs")
-
-
 def key_of(group: Group) -> tuple[str, ...]:
-    return tuple(group[0].get(key, "") for key in KEYS[:4])
+    return tuple(group[0].get(key, "") for key in KEYS)
 
 
 def find(networks: list[Group], model: str, width: str, num_bases: str, temperature: str = "") -> Group | None:
@@ -88,7 +86,7 @@ def label_of(group: Group) -> str:
 
 
 def front_table(networks: list[Group]) -> str:
-    """Every network against the static one of its width and the static front at its multiply-adds."""
+    """Every network against the static one of its width and the static networks of its multiply-adds."""
     lines = []
     for group in networks:
         first, differences = group[0], ["", ""]
@@ -104,7 +102,7 @@ def front_table(networks: list[Group]) -> str:
 
 
 def headline(found: dict[str, list[Group]]) -> str:
-    """BasisNet with eight bases, with and without early termination, against the static front."""
+    """BasisNet with eight bases, with and without early termination, against static networks."""
     lines = []
     for name, networks in found.items():
         for group in networks:
@@ -164,7 +162,7 @@ def early(found: dict[str, list[Group]]) -> str:
 
 
 def draw(folder: pathlib.Path) -> None:
-    """Accuracy against multiply-adds: the static front, BasisNet, and where early termination takes it."""
+    """Accuracy against multiply-adds: static networks, BasisNet, and where early termination takes it."""
     found = {name: chosen(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
     if not found:
         return

@@ -6,6 +6,10 @@ One basis is the control of early termination: two static networks that share no
 rates the validation split chooses one for each network.
 """
 
+import pathlib
+import runpy
+
+runs = runpy.run_path(str(pathlib.Path(__file__).with_name("networks.py")))["runs"]
 CONFIG = "configs/fashion_mnist.py"
 COMMON = {
     "config.num_epochs": 10.0,
@@ -14,30 +18,7 @@ COMMON = {
     "config.augment.shift": 0.0,
     "config.augment.flip": False,
 }
-RATES = (0.016, 0.032, 0.064, 0.128)
-SEEDS = 5
-CONSTANT = {"config.coefficients.temperature": 1e6}  # coefficients that are even for every image
-
-
-def models():
-    for width in (0.125, 0.25, 0.5, 1.0):
-        yield {"model": "basisnet", "width": width, "bases": 8}
-        yield {"model": "static", "width": width}
-        yield {"model": "basisnet", "width": width, "bases": 1}
-    for width in (0.375, 0.625, 0.75, 1.25):
-        yield {"model": "static", "width": width}
-    for width in (0.25, 0.5):
-        yield {"model": "basisnet", "width": width, "bases": 8, **CONSTANT}
-    for width in (0.125, 0.25, 0.5, 1.0):
-        for bases in (4, 16):
-            yield {"model": "basisnet", "width": width, "bases": bases}
-    for width in (0.25, 0.5):
-        for model in ("condconv", "dy"):
-            yield {"model": model, "width": width, "bases": 8}
 
 
 def sweep():
-    for model in models():
-        for rate in RATES:
-            for seed in range(SEEDS):
-                yield {**model, "config.optimizer.learning_rate": rate, "seed": seed}
+    yield from runs(widths=(0.125, 0.25, 0.5, 1.0), static_only=(0.375, 0.625, 0.75, 1.25), controls=(0.25, 0.5))

@@ -83,9 +83,10 @@ def claimed(path: pathlib.Path) -> Iterator[bool]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
+            ours = True
         except BlockingIOError:
-            yield False
+            ours = False
+        yield ours
 
 
 def train(runs: list[dict], data: dict, lock: pathlib.Path, at_once: int | None = None) -> list[dict]:
@@ -224,17 +225,15 @@ def rates_of(run: dict, most_steps: int) -> jax.Array:
 
 def check(run: dict) -> None:
     """Refuses what this program would leave out without a word."""
-    config, known = (
-        ml_collections.ConfigDict(run["config"]),
-        ("flip", "shift", "layers", "magnitude", "mixup", "cutmix"),
-    )
+    config = ml_collections.ConfigDict(run["config"])
+    known = "flip", "shift", "layers", "magnitude", "mixup", "cutmix"  # the last two are the train step's
     lacking = [f"config.augment.{name}" for name, amount in config.augment.items() if name not in known and amount]
     lacking += [f"config.{name}" for name in ("init_from", "preview_init_from") if config[name]]
     lacking += ["config.distillation.teacher"] * bool(config.distillation.teacher)
     lacking += ["config.eval_crop below 1"] * (config.eval_crop != 1)
     lacking += ["a part of an epoch"] * (run["total_steps"] % run["steps_per_epoch"] != 0)
     if lacking:
-        raise UserError(f"run {run['name']} has {', '.join(lacking)}, which vmapped/train.py does not")
+        raise UserError(f"run {run['name']} has {', '.join(lacking)}, which vmapped/train.py cannot do")
 
 
 def create(config: dict) -> nnx.Module:
