@@ -5,9 +5,7 @@ of the preview and the optimizer. Three effects of size would prevent that:
 
 *Bases.* With even coefficients, a softmax's, a basis has 1/N of the gradient that the network's one kernel would have.
 Adam divides by it; RMSProp with TensorFlow's large epsilon does not, and N bases learn N times more slowly. So each
-basis's gradient is multiplied by N. Where all images come to use one basis, that basis has the whole gradient, and N
-would be N times too much. So the factor is 1 / |a|^2, with a the layer's mean mixture in the batch: N if the bases are
-used equally, 1 if only one is. Then a step of gradient descent moves the mean kernel as it would the static network's.
+basis's gradient is multiplied by N.
 
 *Clipping.* If both stages are clipped by the norm of the whole gradient, the specialist takes smaller steps where the
 preview's gradient is large. So each stage is clipped by its own norm. With both corrections, copies of one kernel with
@@ -95,28 +93,11 @@ def create(
         clip = [optax.partition({"specialist": own, "other": own}, stages) if config.match_static else own]
     if config.match_static and functions.num_bases:
         # Half before clipping: N bases of 1/sqrt(N) of the gradient have the norm that the one kernel's would have.
-        half = balanced(functions.num_bases)
+        half = scaled({path: math.sqrt(n) for path, n in functions.num_bases.items()})
         clip = [half, *clip, half]
     if config.coefficient_rate and functions.head_features:
         steps.append(scaled({path: config.coefficient_rate / n for path, n in functions.head_features.items()}))
     return optax.chain(*clip, *steps)
-
-
-def balanced(num_bases: dict[str, int]) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the updates of bases by the root of 1 / |mean mixture|^2.
-
-    `num_bases` is that of `Functional`. The update takes `usage`, as `coefficients.usage` computes it for the batch,
-    [K, N]; without it the bases count as equally used, and the factor is the root of N.
-    """
-
-    def update(updates, state, params=None, *, usage=None, **others):
-        factors = {path: math.sqrt(n) for path, n in num_bases.items()}
-        if usage is not None:  # its mean is 1, so that mean(usage^2) is N |mean mixture|^2
-            unequal = jnp.broadcast_to(jnp.mean(jnp.square(usage), axis=-1), len(num_bases))
-            factors = {path: root / jnp.sqrt(unequal[k]) for k, (path, root) in enumerate(factors.items())}
-        return scaled(factors).update(updates, state, params)
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def scaled(factors: dict[str, float]) -> optax.GradientTransformation:

@@ -44,8 +44,6 @@ def make_train_step(
     mixup or CutMix top-1 counts the label that has the larger share of the example.
     """
 
-    tx = optax.with_extra_args_support(tx)  # `usage` is for the bases of optimizer.py; other transformations ignore it
-
     def train_step(state: TrainState, batch, key: jax.Array, teacher_weights=None) -> tuple[TrainState, dict]:
         step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
         examples = prepare(config, batch, mixing_key)
@@ -67,14 +65,13 @@ def make_train_step(
             grads, (batch_stats, metrics) = accumulated(gradient_of, config.accumulate)(
                 state.params, examples, step_key
             )
-        usage = metrics.pop("usage", None)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, usage=usage)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = optimizer.moving_average(
             (state.ema_params, state.ema_batch_stats), (params, batch_stats), state.step, config.ema_decay
         )
-        if usage is not None:
-            metrics["least_basis_usage"] = jnp.min(usage)
+        if "usage" in metrics:
+            metrics["least_basis_usage"] = jnp.min(metrics.pop("usage"))
         # The norm of the new parameters is there for `Watch`: an update can overflow after a loss that was finite.
         metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
