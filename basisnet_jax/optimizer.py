@@ -14,7 +14,8 @@ even coefficients train, step by step, as the static network does.
 *The coefficient head.* A step of Adam moves its logits by the learning rate times the sum of |features|: the wider the
 preview, the faster. Bases are then told apart before they have learnt anything. So the head's learning rate is divided
 by the number of its features, as muP does for the weights of output layers (Yang et al. 2022, arXiv 2203.03466, table
-3), and multiplied by `config.optimizer.coefficient_rate`.
+3), and multiplied by `config.optimizer.coefficient_rate`. RMSProp's momentum adds updates up where Adam's averages
+them: 0.9 makes steps ten times as large. So with RMSProp the head's rate is multiplied by 1 - momentum as well.
 """
 
 import math
@@ -96,7 +97,8 @@ def create(
         half = scaled({path: math.sqrt(n) for path, n in functions.num_bases.items()})
         clip = [half, *clip, half]
     if config.coefficient_rate and functions.head_features:
-        steps.append(scaled({path: config.coefficient_rate / n for path, n in functions.head_features.items()}))
+        rate = config.coefficient_rate * (1 - config.momentum if config.name == "rmsprop" else 1)
+        steps.append(scaled({path: rate / n for path, n in functions.head_features.items()}))
     return optax.chain(*clip, *steps)
 
 

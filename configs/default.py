@@ -117,7 +117,7 @@ def get_config(arg=""):
     config.optimizer.decay_rate = 0.97  # exponential: the factor ...
     config.optimizer.decay_epochs = 2.4  # ... applied every so many epochs, in steps
     config.optimizer.weight_decay = 1e-5  # on kernels only; for rmsprop as an L2 gradient, for adamw decoupled
-    config.optimizer.clip_norm = 0.0  # of each stage's gradient (of the whole one without match_static); 0: none
+    config.optimizer.clip_norm = 1.0  # of each stage's gradient (of the whole one without match_static); 0: none
     config.optimizer.momentum = 0.9  # rmsprop's momentum, adamw's b1
     config.optimizer.second_moment_decay = 0.9  # rmsprop's decay, adamw's b2
     config.optimizer.epsilon = 1e-3
@@ -125,7 +125,7 @@ def get_config(arg=""):
     # bases, and specialist and preview are clipped separately. basisnet_jax/optimizer.py says why.
     config.optimizer.match_static = True
     # The coefficient head's learning rate: learning_rate times this, divided by the number of the head's input
-    # features. 0: learning_rate itself.
+    # features; for rmsprop also times 1 - momentum. 0: learning_rate itself.
     config.optimizer.coefficient_rate = 8.0
     config.ema_decay = 0.9999  # of params and batch statistics, warmed up as min(decay, (1 + t) / (10 + t))
 

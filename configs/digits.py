@@ -50,7 +50,6 @@ def get_config(arg=""):
     config.optimizer.weight_decay = 0.02
     config.optimizer.second_moment_decay = 0.999
     config.optimizer.epsilon = 1e-8
-    config.optimizer.clip_norm = 1.0
     config.ema_decay = 0.99
     config.log_every_steps = 50
     config.eval_every_epochs = 5.0

@@ -64,7 +64,6 @@ def get_config(arg=""):
     config.optimizer.weight_decay = 0.01
     config.optimizer.second_moment_decay = 0.999
     config.optimizer.epsilon = 1e-8
-    config.optimizer.clip_norm = 1.0
     config.ema_decay = 0.0  # the learning rate ends at 0: averages would be of older weights and statistics
     config.eval_every_epochs = 2.0
     return config

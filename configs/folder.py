@@ -42,6 +42,5 @@ def get_config(arg=""):
     config.optimizer.weight_decay = 0.05
     config.optimizer.second_moment_decay = 0.999
     config.optimizer.epsilon = 1e-8
-    config.optimizer.clip_norm = 1.0
     config.ema_decay = 0.999
     return config

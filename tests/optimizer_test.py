@@ -160,3 +160,22 @@ def test_the_heads_logits_move_at_one_speed_whatever_its_width(tiny):
     np.testing.assert_allclose([narrow, wide], 0.01 * 4.0 * np.array([9 / 8, 65 / 64]), rtol=0.02)
     assert moved(64, 0.0) == pytest.approx(0.01 * 65, rel=0.02)
     assert moved(64, 8.0) == pytest.approx(2 * wide, rel=1e-5)
+
+
+def test_the_heads_logits_move_at_one_speed_with_either_optimizer(tiny):
+    """A gradient that stays moves them by as much a step, although RMSProp's momentum sums what Adam's averages."""
+
+    def moved(name):
+        config = tiny(**{"optimizer.coefficient_rate": 4.0})
+        config.optimizer.update(name=name, momentum=0.9, second_moment_decay=0.9, epsilon=1e-8, weight_decay=0.0)
+        functions = models.functional(models.create(config))
+        tx = optimizer.create(config.optimizer, lambda step: 0.01, functions)
+        gradient = jax.tree.map(jnp.ones_like, functions.params)
+
+        def step(state, _):
+            updates, state = tx.update(gradient, state, functions.params)
+            return state, updates["coefficient_head"]["kernel"][0, 0]
+
+        return float(jax.lax.scan(step, tx.init(functions.params), length=400)[1][-1])
+
+    assert moved("rmsprop") == pytest.approx(moved("adamw"), rel=0.01)

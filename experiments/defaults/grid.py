@@ -5,7 +5,6 @@ RMSPROP = {  # the rest of configs/default.py's optimizer, in configs that have 
     "config.optimizer.second_moment_decay": 0.9,
     "config.optimizer.epsilon": 1e-3,
     "config.optimizer.weight_decay": 1e-5,
-    "config.optimizer.clip_norm": 0.0,
 }
 ADAMW = {"config.optimizer.name": "adamw"}
 
