@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from basisnet_jax import augment, cli
+from basisnet_jax import augment, cli, distill
 from basisnet_jax.data import pipeline
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments" / "vmapped"))
@@ -79,6 +79,14 @@ def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monk
     losses = [row["training_loss"] for row in together]
     assert losses[2] < losses[1] != losses[0]
 
+    # A teacher that names the class after the right one, and is believed.
+    taught = run(1, 0.02, 2.0)
+    taught["config"]["distillation"] |= {"teacher": "t", "cache": "c", "weight": 1.0}
+    labels = data[f"{config.train_split} label"]
+    data[f"{config.train_split} teacher"] = 50 * np.eye(10, dtype=np.float16)[(labels + 1) % 10]
+    (misled,) = train.train([taught], data, tmp_path / "lock")
+    assert misled["top1"] < 0.1 < together[2]["top1"] - 0.05
+
 
 def test_answers_are_those_of_every_image():
     """Two models that say 0 and 1 of all; labels are 0 for the first seven of ten images."""
@@ -100,6 +108,50 @@ def test_answers_are_those_of_every_image():
     assert answers["preview_top1"].sum(axis=1).tolist() == [7, 3]
     assert answers["top1"].all() and answers["confidence"].shape == (2, 10)
     assert answers["shuffled_top1"].sum() < 10 and answers["mean_top1"].sum() == 0
+
+
+SWEEP = """
+CONFIG = "configs/digits.py"
+COMMON = {"config.data_dir": DATA, "config.eval_batch_size": 100}
+
+def sweep():
+    yield {"seed": 0}
+    yield {"seed": 1, "config.distillation.teacher": TEACHER, "config.distillation.cache": CACHE}
+"""
+
+
+def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsys):
+    """Every image of each split once, whatever the batch size, and beside it what the teacher says of that image."""
+    monkeypatch.setattr(prepare, "ROOT", tmp_path)
+    teacher = make_run(tiny(model="static", data_dir=data_dir), tmp_path / "teacher")
+    names = {"DATA": data_dir, "TEACHER": teacher, "CACHE": str(tmp_path / "cache")}
+    file = tmp_path / "s.py"
+    file.write_text("\n".join(f"{name} = {str(value)!r}" for name, value in names.items()) + SWEEP)
+    assert prepare.main([str(file), f"--output={tmp_path}"]) == 0
+    with np.load(tmp_path / "digits.npz") as data:
+        found = dict(data)
+    rows = json.loads((tmp_path / "runs.json").read_text())
+    assert [(row["sweep"], row["name"], row["config"]["seed"]) for row in rows] == [
+        ("s.py", "seed=0", 0),
+        ("s.py", rows[1]["name"], 1),
+    ]
+    config = ml_collections.ConfigDict(rows[1]["config"])
+    for name in prepare.SPLITS:
+        split = config[f"{name}_split"]
+        assert len(found[f"{split} image"]) == len(found[f"{split} label"]) == pipeline.num_examples(config, split)
+    of = distill.load(config)
+    logits = of.logits(of.weights, preprocessed(found[f"{config.train_split} image"], of.config.image_size))
+    stored = found[f"{config.train_split} teacher"]
+    np.testing.assert_allclose(stored, logits, atol=0.05 * np.abs(logits).max())
+    assert [name for name in found if name.endswith("teacher")] == [f"{config.train_split} teacher"]
+
+    file.write_text(file.read_text() + '    yield {"seed": 2, "config.distillation.teacher": "another"}\n')
+    assert prepare.main([str(file), f"--output={tmp_path}"]) == 2
+    assert "runs want two teachers" in capsys.readouterr().err
+
+
+def preprocessed(images, size):
+    return jax.image.resize(images.astype(np.float32), (len(images), size, size, images.shape[-1]), "bilinear")
 
 
 def test_what_the_program_lacks_is_refused_in_one_line(tiny, tmp_path, capsys):

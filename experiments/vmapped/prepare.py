@@ -2,7 +2,8 @@
 
 python experiments/vmapped/prepare.py --output=DIR experiments/front/fashion_mnist.py experiments/front/glyphs.py
 
-DIR/runs.json holds the runs, in the order of the sweep files; DIR/DATASET.npz a data set's images and labels.
+DIR/runs.json holds the runs, in the order of the sweep files; DIR/DATASET.npz a data set's images and labels, and what
+the teacher says of the training images, if one run has a teacher.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import ml_collections
 import numpy as np
 
-from basisnet_jax import evaluate, madds, models, preprocess, runs, sweep
+from basisnet_jax import distill, evaluate, madds, models, preprocess, runs, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 
@@ -49,13 +50,19 @@ def made(file: str) -> list[sweep.Run]:
 
 
 def data_sets(of: list[sweep.Run]) -> list[ml_collections.ConfigDict]:
-    """A config of each data set. Those of one data set must want the same arrays of it."""
+    """A config of each data set. Those of one data set must want the same arrays of it, and the same teacher if any."""
     found = {}
-    for run in of:
-        other = found.setdefault(run.config.dataset, run.config)
+    for config in (run.config for run in of):
+        other = found.setdefault(config.dataset, config)
         for field in FIELDS:
-            if other[field] != run.config[field]:
-                raise UserError(f"runs want config.{field} {other[field]!r} and {run.config[field]!r} of one data set")
+            if other[field] != config[field]:
+                raise UserError(f"runs want config.{field} {other[field]!r} and {config[field]!r} of one data set")
+        if config.distillation.teacher:
+            if other.distillation.teacher not in ("", config.distillation.teacher):
+                raise UserError(
+                    f"runs want two teachers, {other.distillation.teacher} and {config.distillation.teacher}"
+                )
+            found[config.dataset] = config
     return list(found.values())
 
 
@@ -85,14 +92,20 @@ def cost(config: str) -> dict[str, int]:
 
 
 def arrays(config) -> dict[str, np.ndarray]:
-    """{"SPLIT image": uint8 [n, H, W, C], "SPLIT label": [n]} of a config's splits, as they are."""
+    """{"SPLIT image": uint8 [n, H, W, C], "SPLIT label": [n]} of a config's splits, as they are.
+
+    With a teacher also "SPLIT teacher", its logits [n, classes], of the training split.
+    """
     found = {}
     for split in dict.fromkeys(config[f"{name}_split"] for name in SPLITS):
-        batches = list(pipeline.eval_batches(config, split))
-        masks = [batch["mask"].astype(bool) for batch in batches]
-        for name in ("image", "label"):
-            rows = [batch[name][mask] for batch, mask in zip(batches, masks, strict=True)]
-            found[f"{split} {name}"] = np.concatenate(rows)
+        taught = config.distillation.teacher and split == config.train_split
+        batches = pipeline.eval_batches(config, split, ids=bool(taught))
+        batches = ({name: rows[batch["mask"].astype(bool)] for name, rows in batch.items()} for batch in batches)
+        if taught:
+            batches = distill.with_stored(config, distill.load(config), batches)
+        batches = list(batches)
+        for name in ("image", "label", *(["teacher"] if taught else [])):
+            found[f"{split} {name}"] = np.concatenate([batch[name] for batch in batches])
     return found
 
 

@@ -152,7 +152,8 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
     model, functions = model_of[seeds[0]], functions_of[seeds[0]]
     temperature = optimizer.temperature(config.coefficients, steps)
     most_steps = max(run["total_steps"] for run in runs)
-    images, labels = (data[f"{config.train_split} {name}"] for name in ("image", "label"))
+    columns = ("image", "label", "teacher")[: 3 if config.distillation.teacher else 2]
+    examples = {name: data[f"{config.train_split} {name}"] for name in columns}
 
     def transformation(rates):
         return optimizer.create(config.optimizer, lambda step: rates[step], functions)
@@ -173,15 +174,15 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
         return make_train_step(config, functions, transformation(rates), temperature)(state, batch, step_key)
 
     @partial(jax.jit, donate_argnums=0)
-    def epoch(states, rates, keys, images, labels, number):
+    def epoch(states, rates, keys, examples, number):
         def order(keys):
-            return jax.random.permutation(jax.random.fold_in(keys[0], number), len(images))
+            return jax.random.permutation(jax.random.fold_in(keys[0], number), len(examples["label"]))
 
         orders = jax.vmap(order)(keys)
 
         def step(states, i):
             chosen = lax.dynamic_slice_in_dim(orders, i * config.batch_size, config.batch_size, axis=1)
-            batch = {"image": images[chosen], "label": labels[chosen]}
+            batch = {name: rows[chosen] for name, rows in examples.items()}
             states, metrics = jax.vmap(one_step)(states, batch, rates, keys)
             return states, metrics["loss"]
 
@@ -208,13 +209,13 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
 
         look, final = jax.jit(jax.vmap(only, in_axes=(0, 0, None))), None
     states, rates, keys = start((runs * num)[:num])
-    compiled = epoch.lower(states, rates, keys, images, labels, 0).compile()
-    piece = jnp.zeros((AT_ONCE, *images.shape[1:]), images.dtype)
+    compiled = epoch.lower(states, rates, keys, examples, 0).compile()
+    piece = jnp.zeros((AT_ONCE, *examples["image"].shape[1:]), jnp.uint8)
     weights = states.params, states.batch_stats
     _, mixtures = look(*weights, piece)  # compiles
     if final is not None:
         final(*weights, piece, mixtures)
-    return start, lambda states, rates, keys, number: compiled(states, rates, keys, images, labels, number), look, final
+    return start, lambda states, rates, keys, number: compiled(states, rates, keys, examples, number), look, final
 
 
 def rates_of(run: dict, most_steps: int) -> jax.Array:
@@ -226,10 +227,11 @@ def rates_of(run: dict, most_steps: int) -> jax.Array:
 def check(run: dict) -> None:
     """Refuses what this program would leave out without a word."""
     config = ml_collections.ConfigDict(run["config"])
+    fields = config.distillation
     known = "flip", "shift", "layers", "magnitude", "mixup", "cutmix"  # the last two are the train step's
     lacking = [f"config.augment.{name}" for name, amount in config.augment.items() if name not in known and amount]
     lacking += [f"config.{name}" for name in ("init_from", "preview_init_from") if config[name]]
-    lacking += ["config.distillation.teacher"] * bool(config.distillation.teacher)
+    lacking += ["a teacher without config.distillation.cache"] * bool(fields.teacher and not fields.cache)
     lacking += ["config.eval_crop below 1"] * (config.eval_crop != 1)
     lacking += ["a part of an epoch"] * (run["total_steps"] % run["steps_per_epoch"] != 0)
     if lacking:
