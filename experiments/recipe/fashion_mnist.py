@@ -5,7 +5,7 @@
       --config.num_epochs=40 --config.eval_every_epochs=40 --config.batch_size=128 --workdir=runs/teacher
     basisnet sweep --sweep=experiments/recipe/fashion_mnist.py --workdir=runs/recipe
 
-Forty epochs, static networks and BasisNet with eight bases of width 0.5. The augmentation is that of the config, shift
+Thirty epochs, static networks and BasisNet with eight bases of width 0.5. The augmentation is that of the config, shift
 and flip; all other parts are added to it. The teacher is a static network of four times the width, trained on the same
 images; what it says of the plain images is stored (`distillation.cache`).
 """
@@ -13,8 +13,8 @@ images; what it says of the plain images is stored (`distillation.cache`).
 CONFIG = "configs/fashion_mnist.py"
 COMMON = {
     "config.train_split": "train[:10000]",
-    "config.num_epochs": 40.0,
-    "config.eval_every_epochs": 40.0,
+    "config.num_epochs": 30.0,
+    "config.eval_every_epochs": 30.0,
     "config.batch_size": 128,
 }
 OF_BOTH = {
