@@ -1,4 +1,4 @@
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # Floors and ceilings are versions the test suite has passed with; a ceiling is the next release that may break things.
 setup(
@@ -7,15 +7,7 @@ setup(
     description="BasisNet in JAX/Flax: a preview network synthesizes a specialist network for every image",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[
-        "basisnet_jax",
-        "basisnet_jax.configs",
-        "basisnet_jax.configs.sweeps",
-        "basisnet_jax.data",
-        "basisnet_jax.export",
-        "basisnet_jax.networks",
-        "basisnet_jax.report",
-    ],
+    packages=[*find_packages(include=["basisnet_jax*"]), "basisnet_jax.configs", "basisnet_jax.configs.sweeps"],
     package_data={"basisnet_jax.data": ["imagenet_classes.txt"], "basisnet_jax.report": ["style.css"]},
     package_dir={"basisnet_jax.configs": "configs", "basisnet_jax.configs.sweeps": "configs/sweeps"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},

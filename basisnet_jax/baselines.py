@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import basis, coefficients, initializers
+from basisnet_jax import basis, coefficients
 from basisnet_jax.basisnet import Outputs
+from basisnet_jax.ops import initializers
 
 
 class Unit(nnx.Module):

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import conv as conv_lib
-from basisnet_jax import initializers
-from basisnet_jax.platforms import platform
+from basisnet_jax.ops import conv as conv_lib
+from basisnet_jax.ops import initializers
+from basisnet_jax.ops.platforms import platform
 
 ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels: `product_of_mixture`
 

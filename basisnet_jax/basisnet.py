@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, coefficients, initializers
-from basisnet_jax.platforms import platform
+from basisnet_jax import basis, coefficients
+from basisnet_jax.ops import initializers
+from basisnet_jax.ops.platforms import platform
 
 
 class Outputs(NamedTuple):

@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import importlib.util
 import json
-import math
 import os
 import sys
 import traceback
@@ -18,27 +17,29 @@ from collections.abc import Callable
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on some processors it tells of oneDNN at any level; none needs it
 
-import ml_collections
 from absl import flags, logging
-from ml_collections import config_flags
 
 from basisnet_jax.errors import LostProcess, Unfinished, UserError
+from basisnet_jax.parsing import number, parse, resolve
 
 
 def train(argv: list[str]) -> None:
     """basisnet train --config=FILE[:args] --workdir=DIR [--config.field=value ...]
     [--coordinator=HOST:PORT --processes=N --process=I], where the cluster does not say it"""
     parsed = parse(argv, "config", "workdir", **PROCESSES)
-    from basisnet_jax import partition, train
+    from basisnet_jax.distributed import partition
+    from basisnet_jax.training import loop
 
     with partition.joined(*(parsed[name].value for name in PROCESSES)):
-        train.train(resolve(parsed.config), parsed.workdir)
+        loop.train(resolve(parsed.config), parsed.workdir)
 
 
 def evaluate(argv: list[str]) -> None:
     """basisnet evaluate --workdir=DIR [--checkpoint=STEP|best] [--threshold=T], and as many processes as train takes"""
     parsed = parse(argv, "workdir", checkpoint=None, threshold=None, **PROCESSES)
-    from basisnet_jax import evaluate, partition, runs
+    from basisnet_jax.distributed import partition
+    from basisnet_jax.inference import evaluate
+    from basisnet_jax.workdir import runs
 
     threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
     config = runs.load_config(parsed.workdir)
@@ -82,7 +83,7 @@ def calibrate(argv: list[str]) -> None:
     given = {name: number(name, parsed[name].value) for name in limits if parsed[name].value is not None}
     if len(given) != 1:
         raise UserError(f"{' and '.join(given) or 'no limit'} given, expected --target_madds=N or --max_drop=FRACTION")
-    from basisnet_jax import calibrate
+    from basisnet_jax.inference import calibrate
 
     report = calibrate.calibrate(
         parsed.workdir,
@@ -106,7 +107,7 @@ def predict(argv: list[str]) -> None:
         raise UserError(f"{' and '.join(given) or 'no model'} given, expected --workdir=DIR or --export=DIR")
     if parsed.export and parsed.checkpoint:
         raise UserError("--checkpoint given with --export, which holds one checkpoint only")
-    from basisnet_jax import predict
+    from basisnet_jax.inference import predict
 
     threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
     form = "json" if parsed.json else "csv" if parsed.csv else "table"
@@ -154,9 +155,9 @@ def report(argv: list[str]) -> None:
 def import_(argv: list[str]) -> None:
     """basisnet import --network=NAME --weights=FILE.pth|.safetensors --workdir=DIR [--origin=tensorflow|pytorch]"""
     parsed = parse(argv, "network", "weights", "workdir", origin=None)
-    from basisnet_jax import weights
+    from basisnet_jax.training import import_weights
 
-    weights.import_weights(parsed.network, parsed.weights, parsed.workdir, parsed.origin)
+    import_weights.import_weights(parsed.network, parsed.weights, parsed.workdir, parsed.origin)
 
 
 def sweep(argv: list[str]) -> None:
@@ -213,68 +214,6 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def parse(argv: list[str], *required: str, rest: str = "", **optional: str | bool | None) -> flags.FlagValues:
-    """The flags of one verb. "config" is an ml_collections file with overrides, the others strings or booleans.
-
-    The field called `rest` gets the list of the arguments that are no flags; without that name they are refused.
-    """
-    values = flags.FlagValues()
-    if rest:
-        flags.DEFINE_multi_string(rest, [], "", flag_values=values)
-    for name in required:
-        if name == "config":
-            config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["basisnet", *argv])
-        else:
-            flags.DEFINE_string(name, None, "", flag_values=values)
-    for name, default in optional.items():
-        define = flags.DEFINE_bool if isinstance(default, bool) else flags.DEFINE_string
-        define(name, default, "", flag_values=values)
-    if "config" in required:
-        check_config_file(argv)
-    try:
-        others = values(["basisnet", *argv])[1:]
-    except flags.Error as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        if any(line.startswith("Traceback") for line in lines):  # ml_collections: of an error in the config file
-            lines = [lines[0], lines[-1]]
-        raise UserError(" ".join(lines)) from None
-    except (AttributeError, KeyError) as error:  # what ml_collections raises for an unknown field
-        name = str(error).strip("\"'")
-        raise UserError(f"the config has no field {name!r}; configs/default.py lists all of them") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config: {' '.join(str(error).split())}") from None
-    if rest:
-        values[rest].value += others
-    elif others:
-        raise UserError(f"unexpected argument {others[0]!r}; flags are written --name=value")
-    for name in required:
-        if values[name].value is None:
-            raise UserError(f"--{name} is missing")
-    return values
-
-
-def check_config_file(argv: list[str]) -> None:
-    """A config that is not there is reported before ml_collections tries to run it."""
-    for i, argument in enumerate(argv):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if name == "config":
-            path = (value if equals else "".join(argv[i + 1 : i + 2])).partition(":")[0]
-            if not os.path.isfile(path):
-                raise UserError(f"config file {path!r} does not exist")
-
-
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config as it will read back from `config.json`: plain values, tuples as lists."""
-    return ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
-
-
-def number(name: str, text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(text)):
-            return value
-    raise UserError(f"--{name}={text!r}, expected a number")
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from basisnet_jax import baselines, basis
 from basisnet_jax.basisnet import BasisNet
-from basisnet_jax.platforms import platform
+from basisnet_jax.ops.platforms import platform
 
 
 class Item(NamedTuple):

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import baselines, basis, conv, networks
+from basisnet_jax import baselines, basis, networks
 from basisnet_jax.basisnet import BasisNet, Outputs
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks import batch_norm
+from basisnet_jax.ops import conv
 
 COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for all models with bases
 

@@ -23,7 +23,8 @@ import optax
 import torch
 from basisnet_jax.configs import imagenet_condconv_efficientnet_b0, imagenet_static
 
-from basisnet_jax import cli, models, weights
+from basisnet_jax import cli, models
+from basisnet_jax.training import import_weights
 
 PEERS = {  # network: (its name in geffnet, the framework it is from, its experts)
     "mobilenet_v2": ("mobilenetv2_100", "pytorch", 0),
@@ -77,10 +78,10 @@ def of_ours(name: str, training: bool, size: int, side: int):
     config.dtype, config.network.dropout = "float32", 0.0
     if config.network.name.startswith("efficientnet"):
         config.network.drop_connect = 0.0
-    config.network.update(weights.ORIGINS[origin])
+    config.network.update(import_weights.ORIGINS[origin])
     model = models.create(config)
     state_dict = {key: tensor.numpy() for key, tensor in peer(name).state_dict().items()}
-    params, batch_stats = weights.convert(state_dict, model)
+    params, batch_stats = import_weights.convert(state_dict, model)
     functions = models.functional(model)
     images, labels = batch(size, side)
     key, tx = jax.random.key(0), optax.sgd(RATE, MOMENTUM)

@@ -22,8 +22,9 @@ import measure
 import numpy as np
 from basisnet_jax.configs import imagenet_basisnet_mv3
 
-from basisnet_jax import basis, early_exit, export, models, runs
+from basisnet_jax import basis, early_exit, export, models
 from basisnet_jax.export import stages, verify
+from basisnet_jax.workdir import runs
 
 FORMATS = {"TFLite": ("tflite", {}), "TFLite, int8": ("tflite", {"precision": "int8"}), "ONNX": ("onnx", {})}
 RULE = early_exit.Rule(0.5)

@@ -5,8 +5,9 @@ import functools
 import jax
 from flax import nnx
 
-from basisnet_jax import basisnet, models, networks, optimizer
-from basisnet_jax.train_step import create_state, make_train_step
+from basisnet_jax import basisnet, models, networks
+from basisnet_jax.training import optimizer
+from basisnet_jax.training.step import create_state, make_train_step
 
 
 class PreviewAndStatic(nnx.Module):

@@ -30,7 +30,8 @@ from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 from preview_and_static import PreviewAndStatic, train_step
 
-from basisnet_jax import basis, cli, conv, models, preprocess
+from basisnet_jax import basis, cli, models, preprocess
+from basisnet_jax.ops import conv
 
 
 def compiled(config, model) -> dict[str, tuple]:

@@ -21,7 +21,9 @@ from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 from preview_and_static import PreviewAndStatic, train_step
 
-from basisnet_jax import cli, hlo, models, plan, platforms
+from basisnet_jax import cli, models, plan
+from basisnet_jax.ops import platforms
+from basisnet_jax.plan import hlo
 
 REFERENCE = "static + preview"
 PATHS = {  # of BasisNet: {kind of layer: path}; what is not named is conv.py's choice

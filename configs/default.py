@@ -66,8 +66,8 @@ def get_config(arg=""):
     # The bases' first kernels: "copies" of one draw, each plus noise as `init_noise` says, so that BasisNet starts as
     # the static network of its seed; or "independent" draws.
     config.basis.init = "copies"
-    # How one kernel per example is convolved, for each kind of layer: a path of basisnet_jax/conv.py. "": the best for
-    # the shape and the device; `basisnet madds` and `plan` say which.
+    # How one kernel per example is convolved, for each kind of layer: a path of basisnet_jax/ops/conv.py. "": the best
+    # for the shape and the device; `basisnet madds` and `plan` say which.
     config.basis.paths = ml_collections.ConfigDict({"pointwise": "", "depthwise": "", "general": ""})
     config.coefficients = ml_collections.ConfigDict()
     config.coefficients.activation = "softmax"  # or "sigmoid"
@@ -122,7 +122,7 @@ def get_config(arg=""):
     config.optimizer.second_moment_decay = 0.9  # rmsprop's decay, adamw's b2
     config.optimizer.epsilon = 1e-3
     # The specialist learns as the static network would: the gradient of each basis is multiplied by the number of
-    # bases, and specialist and preview are clipped separately. basisnet_jax/optimizer.py says why.
+    # bases, and specialist and preview are clipped separately. basisnet_jax/training/optimizer.py says why.
     config.optimizer.match_static = True
     # The coefficient head's learning rate: learning_rate times this, divided by the number of the head's input
     # features; for rmsprop also times 1 - momentum. 0: learning_rate itself.

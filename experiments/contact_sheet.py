@@ -15,7 +15,8 @@ import tensorflow as tf
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
-from basisnet_jax import autoaugment, mixup
+from basisnet_jax.data import autoaugment, operations
+from basisnet_jax.training import mixup
 
 COLUMNS = 6
 LABEL_WIDTH = 90
@@ -45,7 +46,7 @@ def policy_rows(image: np.ndarray) -> dict[str, list[np.ndarray]]:
         "imagenet": lambda seed: autoaugment.apply(image, seed, "imagenet"),
         "cifar10": lambda seed: autoaugment.apply(image, seed, "cifar10"),
         "randaugment": lambda seed: autoaugment.apply(image, seed, "randaugment"),
-        "random erasing": lambda seed: autoaugment.random_erasing(image, seed, probability=1.0),
+        "random erasing": lambda seed: operations.random_erasing(image, seed, probability=1.0),
     }
     rows = {}
     for name, function in functions.items():

@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 from tables import write_csv
 
-from basisnet_jax import preprocess, runs
+from basisnet_jax import preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import runs
 
 PERMUTATIONS = 5
 

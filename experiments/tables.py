@@ -7,8 +7,9 @@ import csv
 import pathlib
 import statistics
 
-from basisnet_jax import plots, runs
+from basisnet_jax import plots
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import runs
 
 FIRST = ("run", "model", "width", "num_bases", "seed", "num_epochs", "madds", "train_top1", "top1", "preview_top1")
 FIRST += ("preview_madds",)

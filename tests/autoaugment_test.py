@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from basisnet_jax import autoaugment
+from basisnet_jax.data import autoaugment, operations
 from basisnet_jax.errors import UserError
 
 SIZE = 64
@@ -51,18 +51,18 @@ def assert_same(actual, expected):
 
 def test_point_operations_are_pillows(image):
     ours = tf.constant(image)
-    assert_same(autoaugment.auto_contrast(ours), pillow(image, ImageOps.autocontrast))
-    assert_same(autoaugment.equalize(ours), pillow(image, ImageOps.equalize))
-    assert_same(autoaugment.invert(ours), pillow(image, ImageOps.invert))
+    assert_same(operations.auto_contrast(ours), pillow(image, ImageOps.autocontrast))
+    assert_same(operations.equalize(ours), pillow(image, ImageOps.equalize))
+    assert_same(operations.invert(ours), pillow(image, ImageOps.invert))
     for bits in range(9):  # 0 bits count as 1
         expected = pillow(image, lambda im, bits=bits: ImageOps.posterize(im, max(bits, 1)))
-        assert_same(autoaugment.posterize(ours, bits), expected)
+        assert_same(operations.posterize(ours, bits), expected)
     for threshold in (0, 51, 128, 255, 256):
         expected = pillow(image, lambda im, threshold=threshold: ImageOps.solarize(im, threshold))
-        assert_same(autoaugment.solarize(ours, threshold), expected)
+        assert_same(operations.solarize(ours, threshold), expected)
     for addition in (0, 33, 110, 200):  # Pillow has no such operation
         expected = np.where(image < 128, np.minimum(image.astype(int) + addition, 255), image)
-        assert_same(autoaugment.solarize_add(ours, addition), expected)
+        assert_same(operations.solarize_add(ours, addition), expected)
 
 
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
@@ -91,13 +91,13 @@ def test_geometric_operations_are_pillows_to_the_nearest_pixel(image, sign):
     ours, fill = tf.constant(image), (128,) * image.shape[-1] if image.shape[-1] > 1 else 128
     for degrees in (6.0, 24.0, 87.0):
         expected = pillow(image, lambda im, degrees=degrees: im.rotate(sign * degrees, fillcolor=fill))
-        assert_same_but_for_ties(autoaugment.rotate(ours, tf.constant(sign * degrees)), expected)
+        assert_same_but_for_ties(operations.rotate(ours, tf.constant(sign * degrees)), expected)
     for amount in (0.0713 * sign, 0.3137 * sign):
-        assert_same_but_for_ties(autoaugment.shear(ours, x=amount), affine(image, 1, amount, 0, 0, 1, 0))
-        assert_same_but_for_ties(autoaugment.shear(ours, y=amount), affine(image, 1, 0, 0, amount, 1, 0))
+        assert_same_but_for_ties(operations.shear(ours, x=amount), affine(image, 1, amount, 0, 0, 1, 0))
+        assert_same_but_for_ties(operations.shear(ours, y=amount), affine(image, 1, 0, 0, amount, 1, 0))
     for pixels in (1.0 * sign, 20.3 * sign, 60.0 * sign):
-        assert_same(autoaugment.translate(ours, x=pixels), affine(image, 1, 0, pixels, 0, 1, 0))
-        assert_same(autoaugment.translate(ours, y=pixels), affine(image, 1, 0, 0, 0, 1, pixels))
+        assert_same(operations.translate(ours, x=pixels), affine(image, 1, 0, pixels, 0, 1, 0))
+        assert_same(operations.translate(ours, y=pixels), affine(image, 1, 0, 0, 0, 1, pixels))
 
 
 def test_cutout_greys_its_square_clipped_to_the_image(image):
@@ -106,8 +106,8 @@ def test_cutout_greys_its_square_clipped_to_the_image(image):
         expected = image.copy()
         row, column = int(y * height), int(x * width)
         expected[max(row - 7, 0) : row + 7, max(column - 7, 0) : column + 7] = 128
-        assert_same(autoaugment.cutout(tf.constant(image), tf.constant([y, x]), 7), expected)
-    assert_same(autoaugment.cutout(tf.constant(image), tf.constant([0.5, 0.5]), 0), image)
+        assert_same(operations.cutout(tf.constant(image), tf.constant([y, x]), 7), expected)
+    assert_same(operations.cutout(tf.constant(image), tf.constant([0.5, 0.5]), 0), image)
 
 
 MAGNITUDES = {
@@ -247,7 +247,7 @@ def test_unknown_policies_are_refused_by_name():
 def test_random_erasing_keeps_to_its_bounds(fill):
     image = np.full([60, 80, 3], 255, np.uint8)  # noise is 255 in all three channels once in 16 million pixels
     ds = tf.data.Dataset.range(400)
-    ds = ds.map(lambda i: autoaugment.random_erasing(image, tf.stack([i, i]), probability=0.5, fill=fill))
+    ds = ds.map(lambda i: operations.random_erasing(image, tf.stack([i, i]), probability=0.5, fill=fill))
     boxes = []
     for result in ds.as_numpy_iterator():
         rows, columns = np.nonzero(np.any(result != 255, -1))
@@ -267,8 +267,8 @@ def test_random_erasing_keeps_to_its_bounds(fill):
 
 def test_random_erasing_at_probability_0_or_without_a_box_that_fits_changes_nothing():
     image = IMAGES["flower, not square"]
-    np.testing.assert_array_equal(autoaugment.random_erasing(image, [0, 1], probability=0), image)
-    np.testing.assert_array_equal(autoaugment.random_erasing(image, [0, 1], probability=1, area=(2, 3)), image)
-    first, again, other = (autoaugment.random_erasing(image, [0, i], probability=1) for i in (1, 1, 2))
+    np.testing.assert_array_equal(operations.random_erasing(image, [0, 1], probability=0), image)
+    np.testing.assert_array_equal(operations.random_erasing(image, [0, 1], probability=1, area=(2, 3)), image)
+    first, again, other = (operations.random_erasing(image, [0, i], probability=1) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)

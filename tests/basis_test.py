@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis, conv, platforms
+from basisnet_jax import basis
+from basisnet_jax.ops import conv, platforms
 
 N = 3
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import basis, basisnet, models, platforms
+from basisnet_jax import basis, basisnet, models
 from basisnet_jax.errors import UserError
+from basisnet_jax.ops import platforms
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import platforms
 from basisnet_jax.networks import batch_norm
 from basisnet_jax.networks.blocks import ACTIVATIONS
+from basisnet_jax.ops import platforms
 
 EPSILON = 1e-3
 

@@ -9,19 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from basisnet_jax import (
-    calibrate,
-    cli,
-    early_exit,
-    evaluate,
-    losses,
-    madds,
-    models,
-    partition,
-    predict,
-    preprocess,
-    runs,
-)
+from basisnet_jax import cli, early_exit, madds, models, preprocess
+from basisnet_jax.distributed import partition
+from basisnet_jax.inference import calibrate, evaluate, predict
+from basisnet_jax.training import losses
+from basisnet_jax.workdir import runs
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import checkpoint, cli, models, optimizer, runs, train
+from basisnet_jax import cli, models, parsing
 from basisnet_jax.errors import UserError
+from basisnet_jax.training import loop, optimizer
+from basisnet_jax.workdir import checkpoint, runs
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
 
@@ -146,10 +148,10 @@ def digits_workdir(tmp_path_factory, data_dir):
     """A workdir of configs/digits.py that was stopped after step 2, as `train` would leave it, and its flags."""
     workdir = tmp_path_factory.mktemp("digits")
     argv = [f"--config={CONFIG}", f"--config.data_dir={data_dir}"]
-    config = cli.resolve(cli.parse(argv, "config").config)
+    config = parsing.resolve(parsing.parse(argv, "config").config)
     runs.claim(config, str(workdir))
     model = models.functional(models.create(config))
-    state = jax.jit(train.create_state, static_argnums=2)(
+    state = jax.jit(loop.create_state, static_argnums=2)(
         model.params, model.batch_stats, optimizer.create(config.optimizer, 1e-3, model)
     )
     checkpoints = checkpoint.manager(str(workdir), keep=2)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from basisnet_jax import cli, runs
+from basisnet_jax import cli, parsing
 from basisnet_jax.data import pipeline
+from basisnet_jax.workdir import runs
 
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}"
 
@@ -18,7 +19,7 @@ CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}"
 @pytest.fixture(scope="module")
 def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
-    config = cli.parse([CONFIG, f"--config.data_dir={data_dir}"], "config").config
+    config = parsing.parse([CONFIG, f"--config.data_dir={data_dir}"], "config").config
     pipeline.num_examples(config, "train")
     return data_dir
 
@@ -111,7 +112,7 @@ def test_a_workdir_that_cannot_be_written(fails, data_dir, tmp_path):
 
 
 def test_evaluate_without_a_checkpoint(fails, tmp_path):
-    runs.claim(cli.resolve(cli.parse([CONFIG], "config").config), str(tmp_path))
+    runs.claim(parsing.resolve(parsing.parse([CONFIG], "config").config), str(tmp_path))
     assert f"no checkpoint in {tmp_path}/checkpoints" in fails("evaluate", f"--workdir={tmp_path}")
     (tmp_path / "config.json").write_text("{")
     assert f"{tmp_path}/config.json" in fails("evaluate", f"--workdir={tmp_path}")
@@ -148,11 +149,11 @@ def test_help_names_every_verb(capsys, argv):
 def test_overrides_are_read_from_the_arguments_given(monkeypatch):
     """And not from the process's own, which are those of a test runner or of a sweep."""
     monkeypatch.setattr(sys, "argv", ["sweep", "--config.seed=1"])
-    config = cli.parse(
+    config = parsing.parse(
         [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1)"], "config"
     ).config
     assert (config.seed, config.batch_size, config.basis.num_bases) == (0, 32, 3)
-    assert cli.resolve(config).network.stage_strides == [2, 1]
+    assert parsing.resolve(config).network.stage_strides == [2, 1]
 
 
 def test_madds_as_json(capsys):

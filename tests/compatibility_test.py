@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import basisnet_jax
-from basisnet_jax import checkpoint, preprocess, runs, train
+from basisnet_jax import preprocess
+from basisnet_jax.training import loop
+from basisnet_jax.workdir import checkpoint, runs
 
 BEFORE = pathlib.Path(__file__).parent / "data" / "run_of_2681f21.tar.gz"
 
@@ -39,7 +41,7 @@ def test_old_runs_and_exports_answer_as_they_did(then):
 def test_old_runs_go_on(then, data_dir):
     workdir, path = str(then / "run"), then / "run" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "data_dir": data_dir}))  # where the suite has digits
-    train.train(runs.load_config(workdir), workdir)
+    loop.train(runs.load_config(workdir), workdir)
     with checkpoint.manager(workdir) as checkpoints:
         assert checkpoint.pick(checkpoints, None) == 64
     assert (then / "run" / "evaluation.json").exists()

@@ -13,9 +13,10 @@ import tensorflow_datasets as tfds
 from basisnet_jax.configs import default
 from flax import nnx
 
-from basisnet_jax import madds, models, optimizer, preprocess, train
+from basisnet_jax import madds, models, preprocess
 from basisnet_jax.data import glyphs, pipeline
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
+from basisnet_jax.training import loop, optimizer
 
 # (config, argument): parameters, multiply-adds. The folder's are for ten classes.
 PINNED = {
@@ -219,8 +220,8 @@ def test_training_steps(name, arg, data_dir, monkeypatch):
     steps_per_epoch = pipeline.steps_per_epoch(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, steps_per_epoch, 100), functions)
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
-    step = train.make_train_step(config, functions, tx, temperature)
-    state = train.create_state(functions.params, functions.batch_stats, tx)
+    step = loop.make_train_step(config, functions, tx, temperature)
+    state = loop.create_state(functions.params, functions.batch_stats, tx)
     batches = pipeline.train_batches(config)
     step = jax.jit(step, compiler_options=QUICK_COMPILATION)
     for _ in range(2):  # at the first the learning rate is still 0

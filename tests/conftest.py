@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from basisnet_jax.configs import digits
 
-from basisnet_jax import checkpoint, cli, models, runs
+from basisnet_jax import models, parsing
+from basisnet_jax.workdir import checkpoint, runs
 
 LONGEST = ("plan", "mesh", "fault", "slurm", "distill", "parity", "train")
 
@@ -56,7 +57,7 @@ def make_run():
         noisy = jax.tree.map(lambda leaf: leaf + random.normal(0, 0.6, leaf.shape).astype(leaf.dtype), functions.params)
         state = {"params": functions.params, "batch_stats": functions.batch_stats}
         state |= {"ema_params": noisy, "ema_batch_stats": functions.batch_stats}
-        runs.claim(cli.resolve(config), str(workdir))
+        runs.claim(parsing.resolve(config), str(workdir))
         with checkpoint.manager(str(workdir), keep=2) as checkpoints:
             checkpoint.save(checkpoints, step, state)
         return str(workdir)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from basisnet_jax import conv, platforms
+from basisnet_jax.ops import conv, platforms
 
 SIZES = [(8, 5), (7, 6)]  # each axis once even and once odd
 # Kernel, stride, padding, size. At stride 1 "half" is 'SAME'.

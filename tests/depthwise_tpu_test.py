@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import conv, depthwise_tpu, hlo, partition, platforms
-from basisnet_jax.windows import explicit_padding
+from basisnet_jax.distributed import partition
+from basisnet_jax.ops import conv, depthwise_tpu, platforms
+from basisnet_jax.ops.windows import explicit_padding
+from basisnet_jax.plan import hlo
 
 SAME_3, SAME_5 = ((1, 1), (1, 1)), ((2, 2), (2, 2))
 GEOMETRIES = [  # size, window, strides, padding, dilation

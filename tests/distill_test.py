@@ -9,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from basisnet_jax import checkpoint, cli, distill, losses, models, runs, train
+from basisnet_jax import models, parsing
 from basisnet_jax.basisnet import Outputs
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.training import distillation, loop, losses
+from basisnet_jax.workdir import checkpoint, runs
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def teacher_config(tiny, data_dir):
     """A static network that sees other images than the student does: larger, RGB, normalised otherwise."""
     config = tiny(model="static", image_size=20, channels=3, data_dir=data_dir, num_epochs=1.0, batch_size=128)
     config.mean, config.stddev = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    return cli.resolve(config)
+    return parsing.resolve(config)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,8 @@ def one_step(config, batch, teacher=None, weights=None):
     """Metrics and gradient (as the change of the parameters) of one step."""
     functions = models.functional(models.create(config))
     tx = optax.scale(-1.0)
-    state = train.create_state(functions.params, functions.batch_stats, tx)
-    step = jax.jit(train.make_train_step(config, functions, tx, teacher=teacher and teacher.logits))
+    state = loop.create_state(functions.params, functions.batch_stats, tx)
+    step = jax.jit(loop.make_train_step(config, functions, tx, teacher=teacher and teacher.logits))
     new, metrics = step(state, batch, jax.random.key(0), weights)
     return metrics, jax.tree.map(lambda a, b: np.asarray(a - b), state.params, new.params)
 
@@ -82,7 +84,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     """Where nothing is augmented both ways teach the same, if the teacher's crop and size are the student's."""
     config.augment.update(shift=0.0, rotation=0.0, zoom=0.0)
     config.distillation.update(temperature=2.0, weight=0.7)
-    teacher = distill.load(config)
+    teacher = distillation.load(config)
     batch = next(pipeline.train_batches(config))
     metrics, gradient = one_step(config, batch, teacher, teacher.weights)
     plain, other = one_step(config, batch)
@@ -96,7 +98,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
 
     # From disk: the images at the teacher's own size, so nearly the same.
     config.distillation.cache = str(tmp_path / "cache")
-    batches = distill.with_stored(config, teacher, pipeline.train_batches(config, ids=True))
+    batches = distillation.with_stored(config, teacher, pipeline.train_batches(config, ids=True))
     stored = next(batches)
     assert "1077 images, once" in capsys.readouterr().out
     assert set(stored) == {"image", "label", "teacher"} and stored["teacher"].dtype == np.float16
@@ -108,7 +110,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
 
     # Another run with another seed and batch size reads the same folder, in any order and from any step.
     config.update(seed=5, batch_size=32)
-    again = distill.with_stored(config, teacher, pipeline.train_batches(config, 7, ids=True))
+    again = distillation.with_stored(config, teacher, pipeline.train_batches(config, 7, ids=True))
     next(again)
     assert "once" not in capsys.readouterr().out and len(os.listdir(tmp_path / "cache")) == 1
     # Another subset of the same split gives each example the prediction it had.
@@ -116,7 +118,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     [folder] = [os.path.join(tmp_path / "cache", name) for name in os.listdir(tmp_path / "cache")]
     ids, all_logits = (np.load(os.path.join(folder, f"{name}.npy")) for name in ("ids", "logits"))
     assert len(set(ids.tolist())) == 1077
-    part = distill.predict(config_like(config, image_size=20, channels=3), teacher)
+    part = distillation.predict(config_like(config, image_size=20, channels=3), teacher)
     rows = {name: row for name, row in zip(ids.tolist(), all_logits, strict=True)}
     assert len(part["ids"]) == 577
     for name, row in zip(part["ids"].tolist(), part["logits"], strict=True):
@@ -147,7 +149,7 @@ def test_a_run_with_a_teacher(config, tmp_path):
     for cache in ("", str(tmp_path / "cache")):
         config.distillation.cache = cache
         workdir = tmp_path / f"run{len(sizes)}"
-        train.train(cli.resolve(config), str(workdir))
+        loop.train(parsing.resolve(config), str(workdir))
         row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
         assert 0 <= row["teacher_top1"] <= 1
         run = runs.load(str(workdir))
@@ -165,15 +167,15 @@ def test_what_is_refused(config, tmp_path):
         changed = config_like(config)
         changed.distillation.update(fields)
         with pytest.raises(UserError, match=words):
-            distill.load(changed)
+            distillation.load(changed)
     with pytest.raises(UserError, match="has 10 classes, expected 11"):
-        distill.load(config_like(config, num_classes=11))
+        distillation.load(config_like(config, num_classes=11))
     static = config_like(config, model="static")
     static.distillation.heads = "preview"
     with pytest.raises(UserError, match="has no preview"):
-        distill.load(static)
+        distillation.load(static)
     # Before the workdir is claimed.
     config.distillation.weight = -1.0
     with pytest.raises(UserError, match="a weight in 0..1"):
-        train.train(cli.resolve(config), str(tmp_path / "run"))
+        loop.train(parsing.resolve(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

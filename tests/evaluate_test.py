@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import evaluate, models, partition, plots, preprocess
+from basisnet_jax import models, plots, preprocess
+from basisnet_jax.distributed import partition
+from basisnet_jax.inference import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,14 @@ import safetensors.numpy
 from flax import nnx
 
 import basisnet_jax
-from basisnet_jax import basis, cli, early_exit, export, models, preprocess, runs, transfer
+from basisnet_jax import basis, cli, early_exit, export, models, preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx
 from basisnet_jax.export.stages import folded as fold
 from basisnet_jax.networks import batch_norm
+from basisnet_jax.training import initial_weights
+from basisnet_jax.workdir import runs
 
 needs_extra = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None, reason="these formats need the extra export"
@@ -298,7 +300,7 @@ def test_the_specialist_of_a_class_is_that_of_its_mean_coefficients(workdir, con
     jax.tree.map(same, runs.load(str(tmp_path / "class")).params, expected)
     static = config.copy_and_resolve_references()
     static.update({"model": "static", "init_from": str(tmp_path / "class")})
-    started = transfer.initialized(static, models.functional(models.create(static)))
+    started = initial_weights.initialized(static, models.functional(models.create(static)))
     jax.tree.map(same, started.params, expected)
 
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from basisnet_jax import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, runs
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,6 @@
 """What is read from a program's text, on a small one whose figures can be counted by hand."""
 
-from basisnet_jax import hlo
+from basisnet_jax.plan import hlo
 
 HLO = """
 HloModule jit_step, entry_computation_layout={(f32[8,128]{1,0:T(8,128)})->f32[8,128]{1,0}}

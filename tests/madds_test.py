@@ -8,7 +8,8 @@ import pytest
 from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
 
-from basisnet_jax import basis, madds, models, networks, platforms
+from basisnet_jax import basis, madds, models, networks
+from basisnet_jax.ops import platforms
 
 PINNED = {
     "mobilenet_v2": 300_774_272,

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from basisnet_jax import cli, partition
+from basisnet_jax import parsing
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 
 WORKER = os.path.join(os.path.dirname(__file__), "mesh_worker.py")
@@ -55,7 +56,7 @@ def config(tiny, data_dir):
     config.network.head_features = 64
     config.optimizer.update(name="rmsprop", learning_rate=0.01, epsilon=1e-3, second_moment_decay=0.9)
     pipeline.num_examples(config, "train")
-    return cli.resolve(config)
+    return parsing.resolve(config)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,13 @@ import ml_collections
 import numpy as np
 from orbax.checkpoint import tree as trees
 
-from basisnet_jax import checkpoint, evaluate, models, optimizer, partition
+from basisnet_jax import models
 from basisnet_jax.data import pipeline
-from basisnet_jax.train_step import create_state, make_train_step
+from basisnet_jax.distributed import partition
+from basisnet_jax.inference import evaluate
+from basisnet_jax.training import optimizer
+from basisnet_jax.training.step import create_state, make_train_step
+from basisnet_jax.workdir import checkpoint
 
 STEPS = 3
 conftest.trace_quickly()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from basisnet_jax import mixup
+from basisnet_jax.training import mixup
 
 NUM_KEYS = 400
 MIXERS = {

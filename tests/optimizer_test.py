@@ -7,10 +7,11 @@ import pytest
 from basisnet_jax.configs import default
 from orbax.checkpoint import tree as trees
 
-from basisnet_jax import losses, models, optimizer
+from basisnet_jax import models
 from basisnet_jax.basisnet import Outputs
 from basisnet_jax.errors import UserError
-from basisnet_jax.train_step import create_state, make_train_step
+from basisnet_jax.training import losses, optimizer
+from basisnet_jax.training.step import create_state, make_train_step
 
 PLAIN = models.Functional({}, {}, None, None, {}, {})  # of a network without bases
 

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from flax import nnx
 
-from basisnet_jax import cli, models, networks, runs, weights
+from basisnet_jax import cli, models, networks
 from basisnet_jax.errors import UserError
+from basisnet_jax.training import import_weights
+from basisnet_jax.workdir import runs
 
 pytestmark = pytest.mark.slow  # each compiles a full-size network twice
 
@@ -50,7 +52,7 @@ def peer(name, seed=0, **kwargs):
 def abstract(name):
     """Our network for a peer, with shapes in place of arrays."""
     network_name, origin = PEERS[name]
-    kwargs = dict(num_classes=1000, momentum=0.9, dropout=0.0, **weights.ORIGINS[origin])
+    kwargs = dict(num_classes=1000, momentum=0.9, dropout=0.0, **import_weights.ORIGINS[origin])
     if network_name.startswith("efficientnet"):
         kwargs["drop_connect"] = 0.0
     return nnx.eval_shape(lambda: networks.create(network_name, **kwargs, rngs=nnx.Rngs(0)))
@@ -59,7 +61,7 @@ def abstract(name):
 def ours(name, state_dict):
     """Our network with the peer's weights in it."""
     graph = nnx.graphdef(abstract(name))
-    params, batch_stats = weights.convert(state_dict, abstract(name))
+    params, batch_stats = import_weights.convert(state_dict, abstract(name))
     rest = nnx.state(nnx.Dropout(0.0, rngs=nnx.Rngs(0)), nnx.RngState)
     return nnx.merge(graph, nnx.State(params), nnx.State(batch_stats), nnx.State({"dropout": rest}))
 
@@ -100,7 +102,7 @@ def test_logits_and_batch_statistics(name):
         expected = model.train()(theirs).numpy()
     np.testing.assert_allclose(run(network, jnp.asarray(images)), expected, atol=1e-3 * np.abs(expected).max())
     updated = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-    _, expected_stats = weights.convert(updated, network)
+    _, expected_stats = import_weights.convert(updated, network)
     stats = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
     compare_trees(stats, expected_stats)
 
@@ -121,7 +123,7 @@ def test_condconv(experts, parameters):
     functions = models.functional(models.create(config))
     assert sum(leaf.size for leaf in jax.tree.leaves(functions.params)) == parameters
     state_dict = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-    params, batch_stats = weights.convert(state_dict, models.create_abstract(config))
+    params, batch_stats = import_weights.convert(state_dict, models.create_abstract(config))
     images = np.random.default_rng(0).normal(size=(4, 96, 96, 3)).astype(np.float32)
     with torch.no_grad():  # in double precision: in float32 PyTorch is as far from it as we are, 1.1e-3 with 8 experts
         given = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double()
@@ -137,7 +139,7 @@ def test_parameter_shapes_of_the_larger_networks(name):
     theirs = geffnet.create_model(name, pretrained=False).state_dict()
     network = nnx.eval_shape(lambda: networks.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
     # Refuses what is missing, left over or of another shape.
-    weights.convert({key: tensor.numpy() for key, tensor in theirs.items()}, network)
+    import_weights.convert({key: tensor.numpy() for key, tensor in theirs.items()}, network)
 
 
 def test_import_verb_makes_a_workdir_that_holds_the_weights(tmp_path):
@@ -198,26 +200,28 @@ def test_names_of_efficientnet_pytorch():
     for key, array in state_dict.items():
         module, _, leaf = key.rpartition(".")
         renamed[f"{theirs[module]}.{leaf}"] = array
-    network = models.create_abstract(weights.static_config("efficientnet_b0", renamed, "tensorflow"))
-    for ours, expected in zip(weights.convert(renamed, network), weights.convert(state_dict, network), strict=True):
+    network = models.create_abstract(import_weights.static_config("efficientnet_b0", renamed, "tensorflow"))
+    for ours, expected in zip(
+        import_weights.convert(renamed, network), import_weights.convert(state_dict, network), strict=True
+    ):
         compare_trees(ours, expected)
-    other = models.create_abstract(weights.static_config("mobilenet_v3_large", renamed, "tensorflow"))
+    other = models.create_abstract(import_weights.static_config("mobilenet_v3_large", renamed, "tensorflow"))
     with pytest.raises(UserError, match="another network"):
-        weights.convert(renamed, other)
+        import_weights.convert(renamed, other)
     with pytest.raises(UserError, match="_conv_stem.weight"):
-        weights.naming({"features.0.weight": np.zeros(1)})
+        import_weights.naming({"features.0.weight": np.zeros(1)})
 
 
 def test_what_does_not_fit_is_named(tmp_path):
     state_dict = {key: tensor.numpy() for key, tensor in peer("tf_mobilenetv3_small_100").state_dict().items()}
-    network = models.create_abstract(weights.static_config("mobilenet_v3_small", state_dict, "tensorflow"))
+    network = models.create_abstract(import_weights.static_config("mobilenet_v3_small", state_dict, "tensorflow"))
     with pytest.raises(UserError, match="conv_head.bias"):
-        weights.convert({k: v for k, v in state_dict.items() if k != "conv_head.bias"}, network)
+        import_weights.convert({k: v for k, v in state_dict.items() if k != "conv_head.bias"}, network)
     with pytest.raises(UserError, match="extra.weight"):
-        weights.convert(state_dict | {"extra.weight": np.zeros(1)}, network)
+        import_weights.convert(state_dict | {"extra.weight": np.zeros(1)}, network)
     with pytest.raises(UserError, match="expected"):
-        weights.convert(state_dict | {"conv_head.bias": np.zeros(3, np.float32)}, network)
+        import_weights.convert(state_dict | {"conv_head.bias": np.zeros(3, np.float32)}, network)
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no weights")
     with pytest.raises(UserError, match="no readable weights file"):
-        weights.read(str(broken))
+        import_weights.read(str(broken))

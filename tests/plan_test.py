@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from basisnet_jax import cli, conv, hlo, partition, plan, platforms
+from basisnet_jax import cli, plan
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
+from basisnet_jax.ops import conv, platforms
+from basisnet_jax.plan import hlo
 
 compiled = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs the extra tpu-plan"

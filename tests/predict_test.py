@@ -11,10 +11,11 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from basisnet_jax import basis, basisnet, cli, early_exit, madds, models, preprocess, runs
-from basisnet_jax import predict as predict_lib
-from basisnet_jax.data import folder, pipeline
+from basisnet_jax import basis, basisnet, cli, early_exit, madds, models, preprocess
+from basisnet_jax.data import decoding, folder, pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.inference import predict as predict_lib
+from basisnet_jax.workdir import runs
 
 STEP = 3  # of the fixture `make_run`
 
@@ -230,7 +231,7 @@ def test_odd_files_into_three_channels(predict, static_workdir, tmp_path):
     # The square at the centre, 0.8 of the shorter side, which is round(19.2) = 19 pixels.
     config = runs.load_config(static_workdir)
     centre = np.stack([photo[2:21, 10:29]] * 3, -1)
-    pixels = pipeline._to_uint8(pipeline._resize(config, centre)).numpy()
+    pixels = decoding.to_uint8(decoding.resize(config, centre)).numpy()
     (labels, confidences), *_ = by_evaluation(static_workdir, pixels[None])
     assert {row["label"] for row in rows} == {str(labels[0])}
     np.testing.assert_allclose([row["confidence"] for row in rows], confidences[0], rtol=1e-4)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from basisnet_jax import evaluate, sweep
+from basisnet_jax import sweep
+from basisnet_jax.inference import evaluate
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -69,8 +70,8 @@ def test_runs_of_different_length_and_rate_are_not_mixed(monkeypatch, tmp_path):
     tables.write_runs(tmp_path / "defaults" / "digits.csv", rows)
     assert results.defaults("digits").splitlines()[2:] == [
         "| 2.0 | adamw | 0.1 | 1 | 50.00 | +10.00 |  |",
-        "| 6.0 | adamw | 0.1 | 1 | 70.00 | +5.00 |  |",
         "| 2.0 | adamw | 0.2 | 1 | 10.00 |  | +20.00 |",
+        "| 6.0 | adamw | 0.1 | 1 | 70.00 | +5.00 |  |",
     ]
     with pytest.raises(ValueError, match="two runs of one seed"):
         tables.less(rows[1:2], [rows[0], rows[2]])

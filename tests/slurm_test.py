@@ -12,7 +12,7 @@ import time
 import pytest
 from fault_test import faults
 
-from basisnet_jax import partition
+from basisnet_jax.distributed import partition
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "slurm"
 

@@ -7,13 +7,15 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import PIL.Image
 import pytest
 
-from basisnet_jax import cli, launchers, plots, sweep
+from basisnet_jax import cli, parsing, plots, sweep
 from basisnet_jax.data import pipeline
+from basisnet_jax.sweep import launchers
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 TINY = {
@@ -31,7 +33,9 @@ TINY = {
 @pytest.fixture(scope="module")
 def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
-    pipeline.num_examples(cli.parse([f"--config={CONFIG}", f"--config.data_dir={data_dir}"], "config").config, "train")
+    pipeline.num_examples(
+        parsing.parse([f"--config={CONFIG}", f"--config.data_dir={data_dir}"], "config").config, "train"
+    )
     return data_dir
 
 
@@ -238,6 +242,13 @@ def test_a_second_sweep_in_the_same_workdir_is_refused(fake, write, fails, tmp_p
         assert f"is in use by process {os.getpid()}" in fails(flags)
 
 
+def terminate_once_handled():
+    """Sends SIGTERM to this process as soon as that does not end it."""
+    while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_runs_that_outlive_their_sweep_are_found_again(fake, write, tmp_path, capsys):
     flags = write({"seed": 4}, {"seed": 0})
     common, slurm, yielded = sweep.load(flags[0].partition("=")[2])
@@ -248,9 +259,10 @@ def test_runs_that_outlive_their_sweep_are_found_again(fake, write, tmp_path, ca
         time.sleep(0.01)
     # Nothing but the files is left of the sweep. SIGTERM to the next one ends the run too, in peace.
     assert launchers.Processes(tmp_path / "all", 1, slurm).alive([run, other]) == {run.name}
-    timer = subprocess.Popen(["sh", "-c", f"sleep 1; kill {os.getpid()}"])
+    killer = threading.Thread(target=terminate_once_handled, daemon=True)
+    killer.start()
     assert cli.main(["sweep", *flags, "--jobs=1"]) == 1
-    timer.wait()
+    killer.join(10)
     out, err = capsys.readouterr()
     assert "stopping 1 runs" in out and "stopped with 0 of 2 runs finished" in err
     text = (run.folder / "log.txt").read_text()

@@ -17,9 +17,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from basisnet_jax import cli, models, optimizer, runs, train
+from basisnet_jax import cli, models, parsing
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.training import loop, optimizer
+from basisnet_jax.workdir import runs
 
 # 16 steps, 8 an epoch. Checkpoints at 5, 8, 10, 15 and 16: most of them in the middle of an epoch.
 CONFIG = """
@@ -55,7 +57,7 @@ def flags(tmp_path_factory, data_dir):
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     file.write_text(CONFIG)
     argv = [f"--config={file}", f"--config.data_dir={data_dir}"]
-    pipeline.num_examples(cli.parse(argv, "config").config, "train")
+    pipeline.num_examples(parsing.parse(argv, "config").config, "train")
     return argv
 
 
@@ -74,7 +76,9 @@ def copy(finished, tmp_path):
 
 
 def config_of(flags, *overrides):
-    return cli.resolve(cli.parse([*flags, *(f"--config.{override}" for override in overrides)], "config").config)
+    return parsing.resolve(
+        parsing.parse([*flags, *(f"--config.{override}" for override in overrides)], "config").config
+    )
 
 
 def rows(workdir) -> list[dict]:
@@ -328,8 +332,8 @@ def one_step(config, tx=None):
     """The jitted train step of a config and its first state; `tx` stands in for the config's optimizer."""
     functions = models.functional(models.create(config))
     tx = tx or optimizer.create(config.optimizer, lambda count: 0.01, functions)
-    state = jax.jit(train.create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
-    train_step = jax.jit(train.make_train_step(config, functions, tx))
+    state = jax.jit(loop.create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
+    train_step = jax.jit(loop.make_train_step(config, functions, tx))
     return lambda state, batch: train_step(state, batch, jax.random.key(config.seed)), state
 
 

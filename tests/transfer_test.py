@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from basisnet_jax import checkpoint, cli, models, runs, train, transfer
+from basisnet_jax import models, parsing
 from basisnet_jax.errors import UserError
+from basisnet_jax.training import initial_weights, loop
+from basisnet_jax.workdir import checkpoint, runs
 
 _rng = np.random.default_rng(0)
 IMAGES = (_rng.normal(size=(4, 16, 16, 1)) + 3 * _rng.normal(size=(4, 1, 1, 1))).astype(np.float32)
@@ -23,14 +25,14 @@ def saved(config, workdir):
 
     params = jax.tree.map_with_path(drawn, functions.params)
     batch_stats = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), functions.batch_stats)
-    runs.claim(cli.resolve(config), str(workdir))
+    runs.claim(parsing.resolve(config), str(workdir))
     with checkpoint.manager(str(workdir), keep=1) as checkpoints:
         checkpoint.save(checkpoints, 0, {"ema_params": params, "ema_batch_stats": batch_stats})
     return jax.jit(functions.evaluate)(params, batch_stats, IMAGES)
 
 
 def initialized(config):
-    functions = transfer.initialized(config, models.functional(models.create(config)))
+    functions = initial_weights.initialized(config, models.functional(models.create(config)))
     return functions, jax.jit(functions.evaluate)(functions.params, functions.batch_stats, IMAGES)
 
 
@@ -98,12 +100,12 @@ def test_other_classes_start_anew_and_misfits_are_named(tiny, tmp_path):
     ):
         config = tiny(**{"init_from": str(tmp_path / "static"), **overrides})
         with pytest.raises(UserError, match=words):
-            transfer.initialized(config, models.functional(models.create(config)))
+            initial_weights.initialized(config, models.functional(models.create(config)))
 
 
 def test_what_the_weights_are_used_to_is_told(tiny, tmp_path, caplog):
     saved(tiny(model="static"), tmp_path / "static")
-    config = cli.resolve(tiny(init_from=str(tmp_path / "static"), **{"network.padding": "symmetric"}))
+    config = parsing.resolve(tiny(init_from=str(tmp_path / "static"), **{"network.padding": "symmetric"}))
     initialized(config)
     [told] = [record.getMessage() for record in caplog.records if "are used to" in record.getMessage()]
     assert told.endswith("its weights are used to --config.network.padding=same")
@@ -116,9 +118,9 @@ def test_training_starts_there_and_goes_on_without_it(tiny, tmp_path, data_dir):
     saved(static, tmp_path / "static")
     config = tiny(init_from=str(tmp_path / "static"), data_dir=data_dir, num_epochs=0.25, batch_size=256)
     config.optimizer.learning_rate = 0.0
-    train.train(cli.resolve(config), str(tmp_path / "run"))
+    loop.train(parsing.resolve(config), str(tmp_path / "run"))
     run = runs.load(str(tmp_path / "run"))
     start, _ = initialized(config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), run.params, start.params)
     (tmp_path / "static").rename(tmp_path / "elsewhere")
-    assert train.train(cli.resolve(config), str(tmp_path / "run"))["step"] == 1
+    assert loop.train(parsing.resolve(config), str(tmp_path / "run"))["step"] == 1

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from basisnet_jax import augment, cli, distill
-from basisnet_jax.data import pipeline
+from basisnet_jax import parsing
+from basisnet_jax.data import augment, pipeline
+from basisnet_jax.training import distillation
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments" / "vmapped"))
 
@@ -53,7 +54,7 @@ def test_images_are_shifted_as_the_pipeline_does():
 @pytest.mark.slow
 def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monkeypatch):
     """Of different seeds, rates and lengths, also where a part has fewer runs than the program."""
-    config = cli.resolve(tiny(data_dir=data_dir, train_eval_split="train[:100]", batch_size=64))
+    config = parsing.resolve(tiny(data_dir=data_dir, train_eval_split="train[:100]", batch_size=64))
     with config.unlocked():
         config.augment.update(rotation=0.0, zoom=0.0, shift=0.1)
     steps = pipeline.steps_per_epoch(config)
@@ -139,7 +140,7 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
     for name in prepare.SPLITS:
         split = config[f"{name}_split"]
         assert len(found[f"{split} image"]) == len(found[f"{split} label"]) == pipeline.num_examples(config, split)
-    of = distill.load(config)
+    of = distillation.load(config)
     logits = of.logits(of.weights, preprocessed(found[f"{config.train_split} image"], of.config.image_size))
     stored = found[f"{config.train_split} teacher"]
     np.testing.assert_allclose(stored, logits, atol=0.05 * np.abs(logits).max())
@@ -155,7 +156,7 @@ def preprocessed(images, size):
 
 
 def test_what_the_program_lacks_is_refused_in_one_line(tiny, tmp_path, capsys):
-    config = cli.resolve(tiny())
+    config = parsing.resolve(tiny())
     with config.unlocked():
         config.augment.update(rotation=0.0, zoom=0.1)
         config.eval_crop = 0.9

@@ -26,13 +26,11 @@ from clu import deterministic_data
 
 import basisnet_jax.data.digits
 import basisnet_jax.data.glyphs  # noqa: F401  (both register their names with TFDS)
-from basisnet_jax import augment, autoaugment
-from basisnet_jax.data import folder, imagenet
+from basisnet_jax.data import augment, autoaugment, decoding, folder, imagenet, operations
 from basisnet_jax.errors import UserError
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-RESIZE_METHODS = {"bilinear": "triangle", "bicubic": "keyscubic"}  # as TensorFlow's ScaleAndTranslate calls them
 _IN_MEMORY_BYTES = 50e6  # A dataset no bigger than this on disk is read once and kept, still encoded.
 
 # AutoGraph would rewrite every function that tf.data maps, and all that it calls, to let Python's `if` and `for` depend
@@ -149,7 +147,7 @@ def evaluation_image(config, encoded: bytes) -> np.ndarray:
     """An encoded RGB or grey image, pixel for pixel as evaluation sees it: uint8 [image_size, image_size, channels]."""
     _keep_tensorflow_off_accelerators()
     feature = tfds.features.Image(shape=(None, None, 3))
-    return _centre(config, feature, encoded).numpy()
+    return decoding.centre(config, feature, encoded).numpy()
 
 
 def builder(config) -> tfds.core.DatasetBuilder:
@@ -160,7 +158,7 @@ def builder(config) -> tfds.core.DatasetBuilder:
         be found out) or number of channels are not what the config says; or the data are not there and cannot be
         fetched.
     """
-    _check_resize(config)
+    decoding.check_resize(config)
     _keep_tensorflow_off_accelerators()
     name = config.dataset
     try:
@@ -280,118 +278,26 @@ def _preprocess(ds_builder, config, ids=False):
         if ids:
             row["id"] = example["tfds_id"]
         if words is None:
-            return {"image": _centre(config, feature, example["image"]), **row}
+            return {"image": decoding.centre(config, feature, example["image"]), **row}
         # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
         seeds = [tf.stack([words[i], index]) for i in range(1, 6)]
         if amounts.crop:
-            image = _decode_distorted_crop(feature, example["image"], amounts.crop, seeds[0])
+            image = decoding.decode_distorted_crop(feature, example["image"], amounts.crop, seeds[0])
         else:
-            image = _decode_centre(feature, example["image"], 1.0)
-        image = _resize(config, image)
+            image = decoding.decode_centre(feature, example["image"], 1.0)
+        image = decoding.resize(config, image)
         image = augment.affine(image, seeds[1], shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
-        image = _to_uint8(image)
+        image = decoding.to_uint8(image)
         image = augment.random_flip(image, seeds[2]) if amounts.flip else image
         if amounts.policy:
             image = autoaugment.apply(
                 image, seeds[3], amounts.policy, layers=amounts.layers, magnitude=amounts.magnitude
             )
         if amounts.erasing:
-            image = autoaugment.random_erasing(image, seeds[4], probability=amounts.erasing)
+            image = operations.random_erasing(image, seeds[4], probability=amounts.erasing)
         return {"image": image, **row}
 
     return preprocess
-
-
-def _centre(config, feature, encoded):
-    """What evaluation sees of an encoded image: uint8 [image_size, image_size, channels]."""
-    return _to_uint8(_resize(config, _decode_centre(feature, encoded, config.eval_crop)))
-
-
-def _decode_centre(feature, encoded, fraction):
-    """The square at the centre, its side this fraction of the image's shorter side: uint8 [h, h, channels]."""
-    image = feature.decode_example(encoded)
-    size = tf.shape(image)[:2]
-    side = tf.cast(tf.round(fraction * tf.cast(tf.reduce_min(size), tf.float32)), tf.int32)
-    top, left = tf.unstack((size - side) // 2)
-    return tf.ensure_shape(tf.slice(image, [top, left, 0], [side, side, -1]), [None, None, image.shape[-1]])
-
-
-def _decode_distorted_crop(feature, encoded, least_area, seed):
-    """A box of random place, area (`least_area`..1 of the image) and aspect (3/4..4/3): uint8 [h, w, channels].
-
-    Of a JPEG only the blocks of the box are decoded.
-    """
-
-    def crop(size, decode_box):
-        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-            size,
-            tf.zeros([1, 0, 4]),
-            seed,
-            min_object_covered=0.0,
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            area_range=(least_area, 1.0),
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return decode_box(begin, extent)
-
-    def of_jpeg():
-        def decode_box(begin, extent):
-            window = tf.concat([begin[:2], extent[:2]], axis=0)
-            return tf.image.decode_and_crop_jpeg(encoded, window, channels=feature.shape[-1])
-
-        return crop(tf.image.extract_jpeg_shape(encoded), decode_box)
-
-    def of_any():
-        image = feature.decode_example(encoded)
-        return crop(tf.shape(image), lambda begin, extent: tf.slice(image, begin, extent))
-
-    image = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_any)
-    return tf.ensure_shape(image, [None, None, feature.shape[-1]])
-
-
-def _to_uint8(image):
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-
-
-def _resize(config, image):
-    """uint8 [h, w, 1 or 3] -> float32 [image_size, image_size, channels] in 0..255."""
-    _check_resize(config)
-    # Before it is resized, an image that is grey all along turns into exactly the one channel that it was made of.
-    if image.shape[-1] == 3 and config.channels == 1:
-        image = tf.image.rgb_to_grayscale(image)
-    image = _resize_sides(image, config.image_size, RESIZE_METHODS[config.resize])
-    return tf.tile(image, [1, 1, 3]) if image.shape[-1] == 1 and config.channels == 3 else image
-
-
-def _resize_sides(image, size, kernel):
-    """`tf.image.resize(image, [size, size], antialias=True)`, quicker: float32 [size, size, c].
-
-    One side at a time, all numbers of the other as channels: TensorFlow's operation is slow for 3 of them. From 300 or
-    600 pixels to 224 it takes 0.4 of the time; from 1500 and more, which take longer to decode, no less.
-    """
-
-    def resize(rows):  # [n, m] -> float32 [size, m]
-        number, length = tf.unstack(tf.shape(rows))
-        resized = tf.raw_ops.ScaleAndTranslate(
-            images=tf.reshape(rows, [1, 1, number, length]),
-            size=[1, size],
-            scale=tf.stack([1.0, tf.cast(size, tf.float32) / tf.cast(number, tf.float32)]),
-            translation=[0.0, 0.0],
-            kernel_type=kernel,
-            antialias=True,
-        )
-        return tf.reshape(resized, [size, length])
-
-    (height, width, _), channels = tf.unstack(tf.shape(image)), image.shape[-1]
-    image_rows = resize(tf.reshape(image, [height, width * channels]))
-    columns = resize(tf.reshape(tf.transpose(image_rows), [width, channels * size]))
-    return tf.reshape(tf.transpose(tf.reshape(columns, [size * channels, size])), [size, size, channels])
-
-
-def _check_resize(config):
-    if config.resize not in RESIZE_METHODS:
-        raise UserError(f"config.resize={config.resize!r}, expected one of {', '.join(RESIZE_METHODS)}")
 
 
 def _to_numpy(ds, batch_size):

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from basisnet_jax import checkpoint, early_exit, madds, models, preprocess, runs
+from basisnet_jax import early_exit, madds, models, preprocess
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
 from basisnet_jax.export.output import written
+from basisnet_jax.workdir import checkpoint, runs
 
 FORMATS = {
     "tflite": tflite,

@@ -12,9 +12,9 @@ import pathlib
 import jax
 import numpy as np
 
-from basisnet_jax import platforms
 from basisnet_jax.export import stages
 from basisnet_jax.export.requirements import required
+from basisnet_jax.ops import platforms
 
 OPSET = 21
 

@@ -5,8 +5,8 @@ import pathlib
 
 from jax.experimental import jax2tf
 
-from basisnet_jax import platforms
 from basisnet_jax.export import stages
+from basisnet_jax.ops import platforms
 
 
 def write(run, rule, folder: pathlib.Path) -> dict:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, checkpoint, preprocess, runs
+from basisnet_jax import basis, preprocess
 from basisnet_jax.data import files, folder, pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.export.output import written
+from basisnet_jax.workdir import checkpoint, runs
 
 
 def extract(workdir: str, output: str, *, which: str | None = None, **source: str) -> str:

@@ -9,8 +9,8 @@ import pathlib
 import jax
 from jax import export
 
-from basisnet_jax import platforms
 from basisnet_jax.export import stages
+from basisnet_jax.ops import platforms
 
 
 def write(run, rule, folder: pathlib.Path) -> dict:

@@ -16,7 +16,7 @@ from flax import nnx
 from basisnet_jax import basis, preprocess
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
-from basisnet_jax.windows import explicit_padding
+from basisnet_jax.ops.windows import explicit_padding
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # for which formats that are not of one device are compiled
 

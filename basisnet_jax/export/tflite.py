@@ -11,9 +11,9 @@ import tempfile
 import numpy as np
 from jax.experimental import jax2tf
 
-from basisnet_jax import platforms
 from basisnet_jax.export import stages
 from basisnet_jax.export.requirements import required
+from basisnet_jax.ops import platforms
 
 PRECISIONS = ("float32", "float16", "int8")
 

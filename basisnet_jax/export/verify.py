@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import models, preprocess, runs
+from basisnet_jax import models, preprocess
 from basisnet_jax.data import files, folder, pipeline
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import runs
 
 MOST = 500  # images of a split that are verified on
 BATCH_SIZE = 50  # of these, for JAX

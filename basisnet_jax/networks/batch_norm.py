@@ -13,8 +13,8 @@ from flax import nnx
 from jax import lax
 
 from basisnet_jax.errors import UserError
-from basisnet_jax.platforms import platform
-from basisnet_jax.windows import accumulable
+from basisnet_jax.ops.platforms import platform
+from basisnet_jax.ops.windows import accumulable
 
 Activation = Callable[[jax.Array], jax.Array]  # elementwise
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import conv as conv_lib
-from basisnet_jax import initializers
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks.batch_norm import BatchNorm
+from basisnet_jax.ops import conv as conv_lib
+from basisnet_jax.ops import initializers
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,

@@ -5,9 +5,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 
-from basisnet_jax import runs
 from basisnet_jax.errors import UserError
 from basisnet_jax.report import run, sweep
+from basisnet_jax.workdir import runs
 
 IMAGES = 2000
 

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basisnet_jax import coefficients, early_exit, evaluate, madds, models, partition, preprocess, runs
+from basisnet_jax import coefficients, early_exit, madds, models, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Point, Rule
 from basisnet_jax.errors import UserError
+from basisnet_jax.inference import evaluate
+from basisnet_jax.workdir import runs
 
 CALIBRATED = "early_exit.json"  # what a rule says that `basisnet calibrate` found
 

@@ -2,13 +2,15 @@
 
 import shlex
 
-from basisnet_jax import checkpoint, evaluate, madds, runs
+from basisnet_jax import madds
 from basisnet_jax.configs import default
 from basisnet_jax.data import pipeline
 from basisnet_jax.early_exit import Point
+from basisnet_jax.inference import evaluate
 from basisnet_jax.report import figures, measure, mixtures, page, stages
 from basisnet_jax.report.measure import Measured
 from basisnet_jax.report.page import Html, element, millions, percent
+from basisnet_jax.workdir import checkpoint, runs
 
 
 def render(workdir: str, which: str | None, split: str | None, images: int) -> Html:

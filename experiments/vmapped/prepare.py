@@ -15,9 +15,12 @@ import sys
 import ml_collections
 import numpy as np
 
-from basisnet_jax import distill, evaluate, madds, models, preprocess, runs, sweep
+from basisnet_jax import madds, models, preprocess, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.inference import evaluate
+from basisnet_jax.training import distillation
+from basisnet_jax.workdir import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository: `collect.py` writes beside the sweep files
 SPLITS = "train", "validation", "test", "train_eval"
@@ -102,7 +105,7 @@ def arrays(config) -> dict[str, np.ndarray]:
         batches = pipeline.eval_batches(config, split, ids=bool(taught))
         batches = ({name: rows[batch["mask"].astype(bool)] for name, rows in batch.items()} for batch in batches)
         if taught:
-            batches = distill.with_stored(config, distill.load(config), batches)
+            batches = distillation.with_stored(config, distillation.load(config), batches)
         batches = list(batches)
         for name in ("image", "label", *(["teacher"] if taught else [])):
             found[f"{split} {name}"] = np.concatenate([batch[name] for batch in batches])

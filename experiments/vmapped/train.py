@@ -32,10 +32,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from basisnet_jax import coefficients, conv, early_exit, models, optimizer, preprocess, windows
-from basisnet_jax.depthwise import shifted_sum
+from basisnet_jax import coefficients, early_exit, models, preprocess
 from basisnet_jax.errors import UserError
-from basisnet_jax.train_step import create_state, make_train_step
+from basisnet_jax.ops import conv, windows
+from basisnet_jax.ops.depthwise import shifted_sum
+from basisnet_jax.training import optimizer
+from basisnet_jax.training.step import create_state, make_train_step
 
 AT_ONCE = 500  # images of each run that are evaluated
 

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from basisnet_jax import basisnet, partition, preprocess, runs
+from basisnet_jax import basisnet, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import runs
 
 HEADS = ("both", "final", "preview")
 _ID_BYTES = 128  # of TFDS's example ids, such as b"imagenet2012-train.tfrecord-00012-of-01024__345"

@@ -12,11 +12,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from basisnet_jax import early_exit, madds, models, preprocess, runs
+from basisnet_jax import early_exit, madds, models, preprocess
 from basisnet_jax import export as exports
 from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import runs
 
 BATCH_SIZE = 64  # images, where there are so many
 FIELDS = ("file", "label", "confidence", "stage", "madds")

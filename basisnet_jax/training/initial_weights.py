@@ -9,9 +9,10 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import tree as trees
 
-from basisnet_jax import basis, runs
+from basisnet_jax import basis
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
+from basisnet_jax.workdir import runs
 
 WRAPPERS = ("specialist", "network", "body", "layer")  # what a path has here, but not in the plain network
 

@@ -19,10 +19,14 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
 
-from basisnet_jax import basis, distill, hlo, madds, models, optimizer, partition, platforms, preprocess
+from basisnet_jax import basis, madds, models, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
-from basisnet_jax.train_step import create_state, make_train_step
+from basisnet_jax.ops import platforms
+from basisnet_jax.plan import hlo
+from basisnet_jax.training import distillation, optimizer
+from basisnet_jax.training.step import create_state, make_train_step
 
 
 class Chip(NamedTuple):
@@ -186,7 +190,7 @@ def lower(config, mesh, examples: int | None) -> jax.stages.Lowered:
         "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=over_batch),
     }
     constants = [placed(jax.eval_shape(jax.random.key, config.seed), replicated)]
-    teacher, logits = distill.load(config), None
+    teacher, logits = distillation.load(config), None
     if teacher and config.distillation.cache:
         batch["teacher"] = jax.ShapeDtypeStruct((size, config.num_classes), jnp.float16, sharding=over_batch)
     elif teacher:

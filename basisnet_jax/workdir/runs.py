@@ -18,10 +18,11 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import checkpoint, early_exit, models
+from basisnet_jax import early_exit, models
 from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
+from basisnet_jax.workdir import checkpoint
 
 # What was done before these fields existed, where it differs from today's default.
 BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from basisnet_jax import depthwise_tpu
-from basisnet_jax.platforms import platform
-from basisnet_jax.windows import accumulable, pad, slices, taps_of
+from basisnet_jax.ops import depthwise_tpu
+from basisnet_jax.ops.platforms import platform
+from basisnet_jax.ops.windows import accumulable, pad, slices, taps_of
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

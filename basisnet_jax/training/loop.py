@@ -15,24 +15,15 @@ from clu import parameter_overview, periodic_actions
 from flax import nnx
 from tqdm import tqdm
 
-from basisnet_jax import (
-    checkpoint,
-    coefficients,
-    distill,
-    evaluate,
-    madds,
-    models,
-    optimizer,
-    partition,
-    preemption,
-    preprocess,
-    runs,
-    transfer,
-)
+from basisnet_jax import coefficients, madds, models, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition, preemption
 from basisnet_jax.errors import UserError
+from basisnet_jax.inference import evaluate
 from basisnet_jax.models import Functional
-from basisnet_jax.train_step import TrainState, create_state, make_train_step
+from basisnet_jax.training import distillation, initial_weights, optimizer
+from basisnet_jax.training.step import TrainState, create_state, make_train_step
+from basisnet_jax.workdir import checkpoint, runs
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
@@ -51,8 +42,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     model = models.create(config)
     functions = models.functional(model)
     if checkpoint.newest(workdir) is None:
-        functions = transfer.initialized(config, functions)
-    teacher = distill.load(config)
+        functions = initial_weights.initialized(config, functions)
+    teacher = distillation.load(config)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate, functions)
     temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
@@ -121,13 +112,13 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     return report
 
 
-def with_teacher(config, teacher: distill.Teacher | None, first_step: int, mesh):
+def with_teacher(config, teacher: distillation.Teacher | None, first_step: int, mesh):
     """The batches on their devices, what computes the teacher's logits (or None), and the constants of the step."""
     reads = teacher is not None and bool(config.distillation.cache)
     batches = pipeline.train_batches(config, first_step, ids=reads)
     key = jax.random.key(config.seed)
     if reads:
-        batches = distill.with_stored(config, teacher, batches)
+        batches = distillation.with_stored(config, teacher, batches)
     batches = partition.on_device(batches, mesh)
     if teacher is None or reads:
         return batches, None, (key,)

@@ -8,8 +8,11 @@ import os
 
 import numpy as np
 
-from basisnet_jax import checkpoint, early_exit, evaluate, madds, models, partition, preprocess, runs
+from basisnet_jax import early_exit, madds, models, preprocess
+from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
+from basisnet_jax.inference import evaluate
+from basisnet_jax.workdir import checkpoint, runs
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the bootstrap
 TEMPERATURES = 0.05, 20.0  # between which one is looked for

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import checkpoint, models, runs
+from basisnet_jax import models
 from basisnet_jax.configs import default
 from basisnet_jax.data import imagenet
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import checkpoint, runs
 
 ORIGINS = {
     "tensorflow": {"padding": "same", "epsilon": 1e-3},

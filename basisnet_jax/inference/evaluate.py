@@ -10,10 +10,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from basisnet_jax import checkpoint, coefficients, early_exit, losses, madds, models, partition, plots, preprocess, runs
+from basisnet_jax import coefficients, early_exit, madds, models, plots, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.models import Functional
+from basisnet_jax.training import losses
+from basisnet_jax.workdir import checkpoint, runs
 
 
 def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from basisnet_jax import coefficients, losses, mixup, optimizer, preprocess
+from basisnet_jax import coefficients, preprocess
 from basisnet_jax.models import Functional
+from basisnet_jax.training import losses, mixup, optimizer
 
 
 @flax.struct.dataclass

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from basisnet_jax import depthwise_tpu
-from basisnet_jax.depthwise import axes_of_batch, on_lanes, shifted_sum
-from basisnet_jax.platforms import platform
-from basisnet_jax.windows import accumulable, explicit_padding, output_size, pad, padded_shape, per_axis, slices
+from basisnet_jax.ops import depthwise_tpu
+from basisnet_jax.ops.depthwise import axes_of_batch, on_lanes, shifted_sum
+from basisnet_jax.ops.platforms import platform
+from basisnet_jax.ops.windows import accumulable, explicit_padding, output_size, pad, padded_shape, per_axis, slices
 
 PATHS = {  # and what each needs
     "pointwise": "windows of 1, groups=1 and no padding",

@@ -43,9 +43,11 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from basisnet_jax import checkpoint, cli, launchers, plots, runs, sweep_display
+from basisnet_jax import parsing, plots
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import Unfinished, UserError
+from basisnet_jax.sweep import display, launchers
+from basisnet_jax.workdir import checkpoint, runs
 
 
 class Run(NamedTuple):
@@ -124,11 +126,11 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path) -> Run:
     flags = [f"--config={path}:{argument}" if argument else f"--config={path}"]
     flags += [f"--{key}={value}" for key, value in overrides.items() if key.startswith("config.")]
     try:
-        config = cli.parse(flags, "config").config
+        config = parsing.parse(flags, "config").config
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
-        config = pipeline.completed(cli.resolve(config))
+        config = pipeline.completed(parsing.resolve(config))
         steps = round(config.num_epochs * pipeline.steps_per_epoch(config))
     except UserError as error:
         raise UserError(f"run {yielded}: {error}") from None
@@ -181,7 +183,7 @@ def execute(all_runs: list[Run], launcher, save) -> dict[str, str]:
     reached |= dict.fromkeys(active, -1)
     failed: dict[str, str] = {}
     save()
-    with signals() as received, sweep_display.shown(all_runs, len(waiting) + len(active)) as display:
+    with signals() as received, display.shown(all_runs, len(waiting) + len(active)) as screen:
         try:
             while waiting or active:
                 alive = launcher.alive(active.values())
@@ -190,24 +192,24 @@ def execute(all_runs: list[Run], launcher, save) -> dict[str, str]:
                     step = checkpoint.newest(str(run.folder)) or 0
                     if found := report(run):
                         save()
-                        display.finished(run, found)
+                        screen.finished(run, found)
                     elif step > reached[run.name]:
                         reached[run.name] = step
                         waiting.insert(0, run)
                     else:
                         failed[run.name] = launcher.reason(run) or last_line(run)
-                        display.failed(run, failed[run.name])
+                        screen.failed(run, failed[run.name])
                 if received:
                     break
                 while waiting and launcher.has_room(active.values()):
                     run = waiting.pop(0)
                     launcher.start(run)
                     active[run.name] = run
-                display.update(active.values(), waiting, failed)
+                screen.update(active.values(), waiting, failed)
                 time.sleep(launcher.poll_s)
         finally:
             if active:
-                display.note(f"stopping {len(active)} runs, which save first; again to kill them")
+                screen.note(f"stopping {len(active)} runs, which save first; again to kill them")
                 launcher.stop(active.values(), received)
                 save()
     if received:

@@ -1,0 +1,44 @@
+"""A BasisNet trains where only jax, flax, optax, numpy and ml_collections are installed, in anybody's loop."""
+
+import importlib.metadata
+import pathlib
+import subprocess
+import venv
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+NEEDED = ("jax", "flax", "optax", "numpy", "ml_collections")
+PROGRAM = """
+import jax, numpy as np
+from basisnet_jax import baselines, basisnet, models
+from basisnet_jax.configs import digits
+from basisnet_jax.training import optimizer
+from basisnet_jax.training.step import create_state, make_train_step
+
+config = digits.get_config("bases=3,width=0.2")
+functions = models.functional(models.create(config))
+tx = optimizer.create(config.optimizer, lambda step: 0.01, functions)
+step = jax.jit(make_train_step(config, functions, tx))
+state = create_state(functions.params, functions.batch_stats, tx)
+batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8), "label": np.arange(8)}
+losses = []
+for _ in range(3):
+    state, metrics = step(state, batch, jax.random.key(0))
+    losses.append(float(metrics["loss"]))
+print(int(state.step), losses[-1] < losses[0])
+"""
+
+
+@pytest.mark.slow
+def test_three_steps_in_an_environment_without_the_rest(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *(f"{name}=={importlib.metadata.version(name)}" for name in NEEDED)], check=True)
+    subprocess.run([*pip, "--no-deps", ROOT], check=True)
+    for absent in ("tensorflow", "tensorflow_datasets", "clu", "matplotlib", "tensorboard"):
+        assert subprocess.run([python, "-c", f"import {absent}"], capture_output=True, check=False).returncode == 1
+    ended = subprocess.run([python, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["3", "True"]
