@@ -3,7 +3,7 @@
     python benchmarks/tpu_compiled.py [--quick] [--json FILE] [--topology=v5e:1x1] [--batch=128] [CANDIDATE ...]
 
 Needs the extra `tpu-plan`. configs/imagenet_basisnet_mv3.py, 128 images a device at 224 px, bfloat16, for: the static
-network alone, with the preview (the reference), and BasisNet-16 by the paths that conv.py chooses and by others for
+network alone, with the preview (the reference), and BasisNet-16 by the paths that ops/conv.py chooses and by others for
 single kinds of layers. Nothing runs, so `ours_ms` and `reference_ms` are bounds: the greater of FLOPs and HBM traffic
 at the chip's published peaks. `ratio` is that of traffic, as `hlo.traffic` counts it; `accessed_gb` includes memory on
 the chip. A candidate that does not fit in memory, or that the compiler refuses, has its reason in place of numbers.
@@ -26,7 +26,7 @@ from basisnet_jax.ops import platforms
 from basisnet_jax.plan import hlo
 
 REFERENCE = "static + preview"
-PATHS = {  # of BasisNet: {kind of layer: path}; what is not named is conv.py's choice
+PATHS = {  # of BasisNet: {kind of layer: path}; what is not named is ops/conv.py's choice
     "chosen": {},
     "depthwise by XLA": {"depthwise": "depthwise"},
     "general for pointwise": {"pointwise": "general"},

@@ -4,7 +4,7 @@
 
 puts the tables into the README of each study, between the comments that name them, and draws the pictures. With --runs
 it first writes the CSV files anew, from the workdirs of the sweeps in that folder; the studies' READMEs have the
-commands that make them, and those of `front` are written by vmapped/collect.py. A study without CSV files is left out.
+commands that make them. vmapped/collect.py writes those of `front` and `recipe`. A study without CSV files is left out.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import runpy
 import sys
 
 import front_results
+import recipe_results
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tables import column, less, millions, read_csv, spread, table_of, with_tables, write_runs
@@ -30,7 +31,8 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
 }
 
 RMSPROP_DEFAULTS = "RMSProp, 16 bases"  # of `causes`, with which other runs that have RMSProp are compared
-READMES = [*(HERE / study / "README.md" for study in ("causes", "defaults", "front")), HERE.parent / "README.md"]
+STUDIES = "causes", "defaults", "front", "recipe"
+READMES = [*(HERE / study / "README.md" for study in STUDIES), HERE.parent / "README.md"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def collect(folder: pathlib.Path) -> None:
 
 def tables() -> dict[str, str]:
     """Markdown by the name that stands in the README."""
-    made = front_results.tables(HERE / "front")
+    made = {**front_results.tables(HERE / "front"), **recipe_results.tables(HERE / "recipe")}
     if (HERE / "causes" / "sweep.csv").exists():
         made |= {"causes": causes(), "learns": learns()}
     for name in ("digits", "fashion_mnist", "glyphs"):
@@ -190,25 +192,32 @@ def order(setting: tuple[str, str, str]) -> tuple:
     return float(epochs or 0), optimizer, float(rate)
 
 
+TODAY = {"optimizer.clip_norm": 1.0, "optimizer.coefficient_rate": 8.0, "coefficients.temperature": 1.0}
+UNCLIPPED, FAST_HEAD = {"optimizer.clip_norm": 0.0}, {"optimizer.coefficient_rate": 80.0}
+
+
+def changes(row: dict, of=tuple(TODAY)) -> dict[str, float]:
+    """What a run has otherwise than today's defaults. A field that its sweep does not vary may be left out."""
+    given = {name: float(row[name]) for name in of if row.get(name, "") != ""}
+    return {name: value for name, value in given.items() if value != TODAY[name]}
+
+
 def high_rate() -> str:
     """RMSProp on Fashion-MNIST at the highest rate of the grid: what made BasisNet fail there."""
     rows = [*read_csv(HERE / "defaults" / "rmsprop.csv"), *read_csv(HERE / "defaults" / "fashion_mnist.csv")]
     at_rate = {"num_epochs": "2.0", "optimizer.name": "rmsprop", "optimizer.learning_rate": "0.064"}
     rows = [row for row in rows if all(row[key] == value for key, value in at_rate.items())]
-    unclipped, fast, constant = {"optimizer.clip_norm": "0.0"}, {"optimizer.coefficient_rate": "80.0"}, "1000000.0"
     lines = []
     for label, change in (
-        ("as until cb40a5e: no clipping, the head ten times as fast", {**unclipped, **fast}),
-        ("the same with constant coefficients", {**unclipped, **fast, "coefficients.temperature": constant}),
-        ("no clipping", unclipped),
-        ("the head ten times as fast", fast),
+        ("before 06df079: no clipping, the head ten times as fast", {**UNCLIPPED, **FAST_HEAD}),
+        ("the same with constant coefficients", {**UNCLIPPED, **FAST_HEAD, "coefficients.temperature": 1e6}),
+        ("no clipping", UNCLIPPED),
+        ("the head ten times as fast", FAST_HEAD),
         ("today's defaults", {}),
     ):
-        fields = ("optimizer.clip_norm", "optimizer.coefficient_rate", "coefficients.temperature")
-        basisnet = [row for row in rows if row["num_bases"] == "8"]
-        basisnet = [row for row in basisnet if all(row.get(key, "") == change.get(key, "") for key in fields)]
-        clip = change.get("optimizer.clip_norm", "")
-        static = [row for row in rows if row["model"] == "static" and row.get("optimizer.clip_norm", "") == clip]
+        clipping = {name: value for name, value in change.items() if name in UNCLIPPED}
+        static = [row for row in rows if row["model"] == "static" and changes(row, UNCLIPPED) == clipping]
+        basisnet = [row for row in rows if row["num_bases"] == "8" and changes(row) == change]
         cells = [spread(column(basisnet, name)) for name in ("top1", "preview_top1")] if basisnet else ["", ""]
         difference = spread(less(basisnet, static), "+") if basisnet else "not run"
         lines.append([label, spread(column(static, "top1")), *cells, difference])

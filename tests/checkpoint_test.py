@@ -238,7 +238,7 @@ def test_evaluate_with_a_wrong_checkpoint_flag(digits_workdir, capsys):
 KILLED_IN_A_SAVE = """
 import os, signal, sys
 import jax.numpy as jnp
-from basisnet_jax import checkpoint
+from basisnet_jax.workdir import checkpoint
 
 checkpoints = checkpoint.manager(sys.argv[1], keep=3)
 checkpoint.save(checkpoints, 2, {"step": jnp.asarray(2), "params": jnp.ones(30_000_000)})

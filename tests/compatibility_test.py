@@ -29,6 +29,7 @@ def test_old_runs_and_exports_answer_as_they_did(then):
     run = runs.load(str(then / "run"))
     assert run.step == 30
     images = preprocess.normalize(expected.pop("images"), run.config)
+    assert expected.keys() == {"logits", "preview_logits", "coefficients"}
     for outputs in (
         run.functions.evaluate(run.params, run.batch_stats, images),
         basisnet_jax.load(then / "export")(images),
@@ -38,10 +39,11 @@ def test_old_runs_and_exports_answer_as_they_did(then):
 
 
 @pytest.mark.slow
-def test_old_runs_go_on(then, data_dir):
+def test_old_runs_go_on(then, data_dir, capsys):
     workdir, path = str(then / "run"), then / "run" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "data_dir": data_dir}))  # where the suite has digits
     loop.train(runs.load_config(workdir), workdir)
+    assert "going on after step 30" in capsys.readouterr().out
     with checkpoint.manager(workdir) as checkpoints:
         assert checkpoint.pick(checkpoints, None) == 64
     assert (then / "run" / "evaluation.json").exists()

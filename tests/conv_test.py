@@ -1,4 +1,4 @@
-"""Every path of conv.py against the loop over examples, forward and gradient, and the static drop-in against lax."""
+"""Every path of ops/conv.py against a loop over examples, forward and gradient; the static drop-in against lax."""
 
 import itertools
 from functools import partial

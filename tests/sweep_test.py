@@ -242,10 +242,11 @@ def test_a_second_sweep_in_the_same_workdir_is_refused(fake, write, fails, tmp_p
         assert f"is in use by process {os.getpid()}" in fails(flags)
 
 
-def terminate_once_handled():
-    """Sends SIGTERM to this process as soon as that does not end it."""
+def terminate_once_handled(over: threading.Event):
+    """Sends SIGTERM to this process as soon as that does not end it, unless the test is over."""
     while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        time.sleep(0.01)
+        if over.wait(0.01):
+            return
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -259,10 +260,14 @@ def test_runs_that_outlive_their_sweep_are_found_again(fake, write, tmp_path, ca
         time.sleep(0.01)
     # Nothing but the files is left of the sweep. SIGTERM to the next one ends the run too, in peace.
     assert launchers.Processes(tmp_path / "all", 1, slurm).alive([run, other]) == {run.name}
-    killer = threading.Thread(target=terminate_once_handled, daemon=True)
+    over = threading.Event()
+    killer = threading.Thread(target=terminate_once_handled, args=[over])
     killer.start()
-    assert cli.main(["sweep", *flags, "--jobs=1"]) == 1
-    killer.join(10)
+    try:
+        assert cli.main(["sweep", *flags, "--jobs=1"]) == 1
+    finally:
+        over.set()
+        killer.join()
     out, err = capsys.readouterr()
     assert "stopping 1 runs" in out and "stopped with 0 of 2 runs finished" in err
     text = (run.folder / "log.txt").read_text()

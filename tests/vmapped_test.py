@@ -112,7 +112,7 @@ def test_answers_are_those_of_every_image():
 
 
 SWEEP = """
-CONFIG = "configs/digits.py"
+CONFIG = ROOT + "/configs/digits.py"
 COMMON = {"config.data_dir": DATA, "config.eval_batch_size": 100}
 
 def sweep():
@@ -125,21 +125,27 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
     """Every image of each split once, whatever the batch size, and beside it what the teacher says of that image."""
     monkeypatch.setattr(prepare, "ROOT", tmp_path)
     teacher = make_run(tiny(model="static", data_dir=data_dir), tmp_path / "teacher")
-    names = {"DATA": data_dir, "TEACHER": teacher, "CACHE": str(tmp_path / "cache")}
+    names = {
+        "ROOT": str(pathlib.Path(__file__).parents[1]),
+        "DATA": data_dir,
+        "TEACHER": teacher,
+        "CACHE": str(tmp_path / "cache"),
+    }
     file = tmp_path / "s.py"
     file.write_text("\n".join(f"{name} = {str(value)!r}" for name, value in names.items()) + SWEEP)
     assert prepare.main([str(file), f"--output={tmp_path}"]) == 0
     with np.load(tmp_path / "digits.npz") as data:
         found = dict(data)
     rows = json.loads((tmp_path / "runs.json").read_text())
-    assert [(row["sweep"], row["name"], row["config"]["seed"]) for row in rows] == [
-        ("s.py", "seed=0", 0),
-        ("s.py", rows[1]["name"], 1),
-    ]
+    assert [(row["sweep"], row["config"]["seed"]) for row in rows] == [("s.py", 0), ("s.py", 1)]
+    assert rows[0]["name"] == "seed=0" and rows[1]["varied"]["distillation.teacher"] == teacher
     config = ml_collections.ConfigDict(rows[1]["config"])
     for name in prepare.SPLITS:
         split = config[f"{name}_split"]
         assert len(found[f"{split} image"]) == len(found[f"{split} label"]) == pipeline.num_examples(config, split)
+    config.eval_batch_size = 7
+    whole = [batch["image"][batch["mask"].astype(bool)] for batch in pipeline.eval_batches(config, config.test_split)]
+    np.testing.assert_array_equal(found[f"{config.test_split} image"], np.concatenate(whole))
     of = distillation.load(config)
     logits = of.logits(of.weights, preprocessed(found[f"{config.train_split} image"], of.config.image_size))
     stored = found[f"{config.train_split} teacher"]

@@ -1,1 +1,1 @@
-"""A trained model on images: two stages with early termination, its evaluation and calibration."""
+"""A trained run on images: evaluation, calibration of early termination, prediction."""

@@ -1,1 +1,1 @@
-"""Execution: how one kernel per example is convolved, on which backend and at what cost."""
+"""What layers are built of: how one kernel per example is convolved, by backend; and initial weights."""

@@ -170,7 +170,7 @@ def smaller(config, devices, chip: Chip, examples: int | None, excess: float) ->
 
 
 def lower(config, mesh, examples: int | None) -> jax.stages.Lowered:
-    """The train step as `train.train` makes it, from shapes alone, on a mesh of devices that may not exist."""
+    """The train step as `training.loop.train` makes it, from shapes alone, on a mesh of devices that may not exist."""
     functions = abstract(config)
     steps_per_epoch = (examples or 1_000 * config.batch_size) // config.batch_size  # sets constants of schedules only
     if not steps_per_epoch:

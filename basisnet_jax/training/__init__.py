@@ -1,1 +1,1 @@
-"""One run: the step, what it is made of (losses, optimizer, mixing, teacher, first weights), and the loop around it."""
+"""One run: the loop, the step, and what it is made of: losses, optimizer, mixup, teacher, initial weights."""

@@ -14,8 +14,9 @@ even coefficients train, step by step, as the static network does.
 *The coefficient head.* A step of Adam moves its logits by the learning rate times the sum of |features|: the wider the
 preview, the faster. Bases are then told apart before they have learnt anything. So the head's learning rate is divided
 by the number of its features, as muP does for the weights of output layers (Yang et al. 2022, arXiv 2203.03466, table
-3), and multiplied by `config.optimizer.coefficient_rate`. RMSProp's momentum adds updates up where Adam's averages
-them: 0.9 makes steps ten times as large. So with RMSProp the head's rate is multiplied by 1 - momentum as well.
+3), and multiplied by `config.optimizer.coefficient_rate`. For a gradient that stays, RMSProp's momentum of 0.9
+makes steps ten times as large at the same learning rate: it adds updates up where Adam's averages them. So with RMSProp
+the head's rate is multiplied by 1 - momentum as well. (An epsilon as large as `default.py`'s slows the head further.)
 """
 
 import math

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its config, checkpoints and names, and how they are read back."""
+"""What a run leaves behind: its config, checkpoints and class names, and how they are read back."""

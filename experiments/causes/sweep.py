@@ -16,7 +16,7 @@ RMSPROP = {
     "config.optimizer.epsilon": 1e-3,
     "config.optimizer.weight_decay": 1e-5,
     "config.optimizer.clip_norm": 0.0,
-    "config.optimizer.coefficient_rate": 80.0,  # times 1 - momentum, 8: what all had until cb40a5e
+    "config.optimizer.coefficient_rate": 80.0,  # times 1 - momentum, 8: what all had before 06df079
     "config.optimizer.learning_rate": 0.016,
 }
 INDEPENDENT = {"config.basis.init": "independent"}

@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         flags.output.mkdir(parents=True, exist_ok=True)
         found = [(file, run) for file in flags.sweeps for run in made(file)]
+        wanted = data_sets([run for _, run in found])
         runs.write_json(str(flags.output / "runs.json"), [described(*pair) for pair in found])
-        for config in data_sets([run for _, run in found]):
+        for config in wanted:
             np.savez_compressed(flags.output / f"{config.dataset}.npz", **arrays(config))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
