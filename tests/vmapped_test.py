@@ -152,9 +152,12 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
     np.testing.assert_allclose(stored, logits, atol=0.05 * np.abs(logits).max())
     assert [name for name in found if name.endswith("teacher")] == [f"{config.train_split} teacher"]
 
-    file.write_text(file.read_text() + '    yield {"seed": 2, "config.distillation.teacher": "another"}\n')
-    assert prepare.main([str(file), f"--output={tmp_path}"]) == 2
-    assert "runs want two teachers" in capsys.readouterr().err
+    text = file.read_text()
+    for cache, wrong in (("CACHE", "runs want two teachers"), ('""', "has the teacher another without config.distill")):
+        another = f'    yield {{"config.distillation.teacher": "another", "config.distillation.cache": {cache}}}\n'
+        file.write_text(text + another)
+        assert prepare.main([str(file), f"--output={tmp_path}"]) == 2
+        assert wrong in capsys.readouterr().err
 
 
 def preprocessed(images, size):

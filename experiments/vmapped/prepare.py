@@ -61,11 +61,11 @@ def data_sets(of: list[sweep.Run]) -> list[ml_collections.ConfigDict]:
         for field in FIELDS:
             if other[field] != config[field]:
                 raise UserError(f"runs want config.{field} {other[field]!r} and {config[field]!r} of one data set")
-        if config.distillation.teacher:
-            if other.distillation.teacher not in ("", config.distillation.teacher):
-                raise UserError(
-                    f"runs want two teachers, {other.distillation.teacher} and {config.distillation.teacher}"
-                )
+        if teacher := config.distillation.teacher:
+            if not config.distillation.cache:
+                raise UserError(f"a run has the teacher {teacher} without config.distillation.cache")
+            if other.distillation.teacher not in ("", teacher):
+                raise UserError(f"runs want two teachers, {other.distillation.teacher} and {teacher}")
             found[config.dataset] = config
     return list(found.values())
 
