@@ -27,6 +27,8 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
     for label, part in parts.items():
         cells = []
         static, basisnet = (runs(model, part) for model in ("static", "basisnet"))
+        if not static and not basisnet:
+            continue
         for group, without in ((static, plain["static"]), (basisnet, plain["basisnet"])):
             cells.append(spread(column(group, "top1")) if group else "")
             cells.append(spread(less(group, without), "+") if group and label != NOTHING_ADDED else "")
