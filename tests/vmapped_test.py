@@ -32,17 +32,25 @@ def test_products_are_the_convolution(window, stride, groups):
     np.testing.assert_allclose(train.as_products(x, kernel, *given), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_images_are_shifted_as_the_pipeline_does():
+@pytest.mark.parametrize(
+    "amounts", [{"shift": 0.2}, {"rotation": 30.0}, {"zoom": 0.4}, {"shift": 0.2, "rotation": 30.0, "zoom": 0.4}]
+)
+def test_images_are_shifted_rotated_and_zoomed_as_the_pipeline_does(amounts):
     import tensorflow as tf
 
-    image = np.random.default_rng(0).uniform(0, 255, (1, 8, 8, 1)).astype(np.float32)
-    seed = tf.constant([1, 2])
-    draw = tf.random.stateless_uniform([4], seed, -1.0, 1.0).numpy()
-    expected = augment.affine(tf.constant(image[0]), seed, shift=0.2, rotation=0.0, zoom=0.0).numpy()
-    columns, rows = (train.between(jnp.array([-0.2 * shift]), 8)[0] for shift in draw[2:])
-    np.testing.assert_allclose(rows @ image[0, :, :, 0] @ columns.T, expected[:, :, 0], atol=1e-2)
+    amounts = {"shift": 0.0, "rotation": 0.0, "zoom": 0.0, **amounts}
+    image = np.random.default_rng(0).uniform(0, 255, (9, 7, 2)).astype(np.float32)
+    for seed in range(5):
+        seed = tf.constant([1, seed])
+        draw = tf.random.stateless_uniform([4], seed, -1.0, 1.0).numpy()
+        expected = augment.affine(tf.constant(image), seed, **amounts).numpy()
+        found = train.affine(jnp.asarray(image), jnp.asarray(draw), ml_collections.ConfigDict(amounts))
+        np.testing.assert_allclose(found, expected, atol=1e-2)
 
-    amounts = ml_collections.ConfigDict({"shift": 0.2, "flip": True})
+
+def test_each_image_is_changed_otherwise():
+    image = np.random.default_rng(0).uniform(0, 255, (1, 8, 8, 1)).astype(np.float32)
+    amounts = ml_collections.ConfigDict({"shift": 0.2, "rotation": 0.0, "zoom": 0.0, "flip": True})
     several = train.augmented(jnp.asarray(image.repeat(64, 0), jnp.uint8), jax.random.key(0), amounts)
     assert len(np.unique(np.asarray(several).reshape(64, -1), axis=0)) == 64
     amounts.shift = 0.0
@@ -56,7 +64,7 @@ def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monk
     """Of different seeds, rates and lengths, also where a part has fewer runs than the program."""
     config = parsing.resolve(tiny(data_dir=data_dir, train_eval_split="train[:100]", batch_size=64))
     with config.unlocked():
-        config.augment.update(rotation=0.0, zoom=0.0, shift=0.1)
+        config.augment.update(rotation=10.0, zoom=0.1, shift=0.1)
     steps = pipeline.steps_per_epoch(config)
 
     def run(seed, rate, epochs):
@@ -167,12 +175,12 @@ def preprocessed(images, size):
 def test_what_the_program_lacks_is_refused_in_one_line(tiny, tmp_path, capsys):
     config = parsing.resolve(tiny())
     with config.unlocked():
-        config.augment.update(rotation=0.0, zoom=0.1)
+        config.augment.update(policy="auto")
         config.eval_crop = 0.9
     run = {"name": "r", "config": config.to_dict(), "total_steps": 3, "steps_per_epoch": 2}
     (tmp_path / "runs.json").write_text(json.dumps([run]))
     assert train.main([str(tmp_path), f"--output={tmp_path}"]) == 2
-    expected = "run r has config.augment.zoom, config.eval_crop below 1, a part of an epoch, which vmapped/train.py"
+    expected = "run r has config.augment.policy, config.eval_crop below 1, a part of an epoch, which vmapped/train.py"
     assert expected in capsys.readouterr().err
     assert train.main([str(tmp_path / "missing"), f"--output={tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith("error: ")

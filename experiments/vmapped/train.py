@@ -4,7 +4,7 @@
 
 A small network leaves an accelerator idle: `basisnet train` would spend the time on launching kernels. Here `jax.vmap`
 trains up to some dozens of runs in the same kernels, and the data stay on the device. Model, loss, optimizer and step
-are those of `basisnet train`; the order of the data and the augmentation (shift and flip only) are drawn otherwise.
+are those of `basisnet train`; the order of the data and the augmentation (affine and flip only) are drawn otherwise.
 
 Needs jax, flax, optax and ml_collections. Several processes with the same OUT share the work: each takes the next group
 of runs that nobody has; on a GPU give them XLA_PYTHON_CLIENT_PREALLOCATE=false. The device is locked while one of them
@@ -31,6 +31,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.scipy.ndimage import map_coordinates
 
 from basisnet_jax import coefficients, early_exit, models, preprocess
 from basisnet_jax.errors import UserError
@@ -230,7 +231,16 @@ def check(run: dict) -> None:
     """Refuses what this program would leave out without a word."""
     config = ml_collections.ConfigDict(run["config"])
     fields = config.distillation
-    known = "flip", "shift", "layers", "magnitude", "mixup", "cutmix"  # the last two are the train step's
+    known = (
+        "flip",
+        "shift",
+        "rotation",
+        "zoom",
+        "layers",
+        "magnitude",
+        "mixup",
+        "cutmix",
+    )  # the last two are the train step's
     lacking = [f"config.augment.{name}" for name, amount in config.augment.items() if name not in known and amount]
     lacking += [f"config.{name}" for name in ("init_from", "preview_init_from") if config[name]]
     lacking += ["a teacher without config.distillation.cache"] * bool(fields.teacher and not fields.cache)
@@ -259,24 +269,28 @@ def as_products(lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimensio
 
 
 def augmented(images: jax.Array, key: jax.Array, amounts) -> jax.Array:
-    """uint8 [B, H, W, C] shifted, bilinearly, and flipped as `augment.affine` and `random_flip` do; float32."""
+    """uint8 [B, H, W, C] as `augment.affine` and `random_flip` change them; float32."""
     images = images.astype(jnp.float32)
-    shift_key, flip_key = jax.random.split(key)
-    if amounts.shift:
-        shifts = jax.random.uniform(shift_key, (2, len(images)), minval=-amounts.shift, maxval=amounts.shift)
-        rows, columns = (between(shift, size) for shift, size in zip(shifts, images.shape[1:3], strict=True))
-        images = jnp.einsum("bij,bjkc->bikc", rows, images)
-        images = jnp.einsum("bkl,bilc->bikc", columns, images)
+    affine_key, flip_key = jax.random.split(key)
+    if amounts.shift or amounts.rotation or amounts.zoom:
+        draws = jax.random.uniform(affine_key, (len(images), 4), minval=-1.0, maxval=1.0)
+        images = jax.vmap(partial(affine, amounts=amounts))(images, draws)
     if amounts.flip:
         flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
     return images
 
 
-def between(shift: jax.Array, size: int) -> jax.Array:
-    """The weights [B, size, size] of the old pixels in the new ones; what comes from outside is 0."""
-    pixels = jnp.arange(size)
-    return jax.nn.relu(1 - jnp.abs(pixels[None, :, None] + shift[:, None, None] * size - pixels))
+def affine(image: jax.Array, draw: jax.Array, amounts) -> jax.Array:
+    """float [H, W, C] rotated, zoomed and shifted, bilinearly, by the fractions `draw` [4] of the greatest amounts."""
+    height, width, _ = image.shape
+    centre = jnp.array([(width - 1) / 2, (height - 1) / 2])
+    angle, scale = draw[0] * jnp.deg2rad(amounts.rotation), 1 + draw[1] * amounts.zoom
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    to = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)))  # x, y of every new pixel
+    x, y = to - (centre + draw[2:] * amounts.shift * jnp.array([width, height]))[:, None, None]
+    old = [centre[1] + cos * y - sin * x, centre[0] + cos * x + sin * y]
+    return jax.vmap(partial(map_coordinates, coordinates=old, order=1), in_axes=-1, out_axes=-1)(image)
 
 
 def answers_of(look, final, params, batch_stats, images, labels, keys, controls: bool) -> dict[str, jax.Array]:
