@@ -4,7 +4,7 @@
 
 puts the tables into the README of each study, between the comments that name them, and draws the pictures. With --runs
 it first writes the CSV files anew, from the workdirs of the sweeps in that folder; the studies' READMEs have the
-commands that make them. vmapped/collect.py writes those of `front` and `recipe`. A study without CSV files is left out.
+commands that make them. vmapped/collect.py writes those that it trained. A study without CSV files is left out.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import pathlib
 import runpy
 import sys
 
+import defaults_results
 import front_results
 import recipe_results
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,6 +28,7 @@ SWEEPS = {  # CSV file: the workdir of its sweep, in --runs
     "defaults/digits.csv": "defaults/digits",
     "defaults/fashion_mnist.csv": "defaults/fashion_mnist",
     "defaults/glyphs.csv": "defaults/glyphs",
+    "defaults/high_rates.csv": "defaults/high_rates",
     "defaults/rmsprop.csv": "defaults/rmsprop",
 }
 
@@ -63,14 +65,11 @@ def collect(folder: pathlib.Path) -> None:
 
 def tables() -> dict[str, str]:
     """Markdown by the name that stands in the README."""
-    made = {**front_results.tables(HERE / "front"), **recipe_results.tables(HERE / "recipe")}
+    made = {}
+    for study in (defaults_results, front_results, recipe_results):
+        made |= study.tables(HERE / study.__name__.removesuffix("_results"))
     if (HERE / "causes" / "sweep.csv").exists():
         made |= {"causes": causes(), "learns": learns()}
-    for name in ("digits", "fashion_mnist", "glyphs"):
-        if (HERE / "defaults" / f"{name}.csv").exists():
-            made[f"defaults_{name}"] = defaults(name)
-    if (HERE / "defaults" / "rmsprop.csv").exists() and "defaults_fashion_mnist" in made:
-        made["defaults_rmsprop"] = high_rate()
     return made
 
 
@@ -161,67 +160,6 @@ def draw_causes(path: pathlib.Path) -> None:
     axes.set_title("glyphs, one epoch: each change against the static network", fontsize=11)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-
-
-# Whether the new ones hold.
-
-
-def defaults(name: str) -> str:
-    """A line for each setting, optimizer and rate: the static network, and BasisNet by number of bases less it."""
-    rows = read_csv(HERE / "defaults" / f"{name}.csv")
-    keys = ("num_epochs", "optimizer.name", "optimizer.learning_rate")
-    settings: dict[tuple, list[dict]] = {}
-    for row in rows:
-        settings.setdefault(tuple(row.get(key, "") for key in keys), []).append(row)
-    numbers = sorted({int(row["num_bases"]) for row in rows if row["model"] == "basisnet"})
-    lines = []
-    for (epochs, optimizer, rate), group in sorted(settings.items(), key=lambda item: order(item[0])):
-        static = [row for row in group if row["model"] == "static"]
-        others = [row for row in group if row["model"] == "basisnet"]
-        by_bases = [[row for row in others if row["num_bases"] == str(n)] for n in numbers]
-        differences = [spread(less(bases, static), "+") for bases in by_bases]
-        lines.append([epochs, optimizer, rate, str(len(static)), spread(column(static, "top1")), *differences])
-    columns = ["epochs", "optimizer", "rate", "seeds", "static", *(f"{n} bases, to static" for n in numbers)]
-    if all(not line[0] for line in lines):
-        columns, lines = columns[1:], [line[1:] for line in lines]
-    return table_of(columns, lines)
-
-
-def order(setting: tuple[str, str, str]) -> tuple:
-    epochs, optimizer, rate = setting
-    return float(epochs or 0), optimizer, float(rate)
-
-
-TODAY = {"optimizer.clip_norm": 1.0, "optimizer.coefficient_rate": 8.0, "coefficients.temperature": 1.0}
-UNCLIPPED, FAST_HEAD = {"optimizer.clip_norm": 0.0}, {"optimizer.coefficient_rate": 80.0}
-
-
-def changes(row: dict, of=tuple(TODAY)) -> dict[str, float]:
-    """What a run has otherwise than today's defaults. A field that its sweep does not vary may be left out."""
-    given = {name: float(row[name]) for name in of if row.get(name, "") != ""}
-    return {name: value for name, value in given.items() if value != TODAY[name]}
-
-
-def high_rate() -> str:
-    """RMSProp on Fashion-MNIST at the highest rate of the grid: what made BasisNet fail there."""
-    rows = [*read_csv(HERE / "defaults" / "rmsprop.csv"), *read_csv(HERE / "defaults" / "fashion_mnist.csv")]
-    at_rate = {"num_epochs": "2.0", "optimizer.name": "rmsprop", "optimizer.learning_rate": "0.064"}
-    rows = [row for row in rows if all(row[key] == value for key, value in at_rate.items())]
-    lines = []
-    for label, change in (
-        ("before 06df079: no clipping, the head ten times as fast", {**UNCLIPPED, **FAST_HEAD}),
-        ("the same with constant coefficients", {**UNCLIPPED, **FAST_HEAD, "coefficients.temperature": 1e6}),
-        ("no clipping", UNCLIPPED),
-        ("the head ten times as fast", FAST_HEAD),
-        ("today's defaults", {}),
-    ):
-        clipping = {name: value for name, value in change.items() if name in UNCLIPPED}
-        static = [row for row in rows if row["model"] == "static" and changes(row, UNCLIPPED) == clipping]
-        basisnet = [row for row in rows if row["num_bases"] == "8" and changes(row) == change]
-        cells = [spread(column(basisnet, name)) for name in ("top1", "preview_top1")] if basisnet else ["", ""]
-        difference = spread(less(basisnet, static), "+") if basisnet else "not run"
-        lines.append([label, spread(column(static, "top1")), *cells, difference])
-    return table_of(["", "static", "BasisNet, 8 bases", "its preview", "to static"], lines)
 
 
 if __name__ == "__main__":
