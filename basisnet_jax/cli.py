@@ -1,4 +1,4 @@
-"""The `basisnet` command. Every verb parses its flags, then calls one function.
+"""The `basisnet` command. Every verb calls one function with its flags, which `flags.py` declares.
 
 Exit codes: 0; 2 for a user's mistake, told in one line; 1 where some of many runs have not finished or another process
 of the run is gone, and, with a traceback, for a fault of ours.
@@ -6,173 +6,146 @@ of the run is gone, and, with a traceback, for a fault of ours.
 
 import contextlib
 import ctypes
+import importlib.metadata
 import importlib.util
 import json
 import os
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable
 
 # Before anything imports TensorFlow: its start-up notes are no news to the user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on some processors it tells of oneDNN at any level; none needs it
 
-from absl import flags, logging
+import absl.flags
+from absl import logging
 
+from basisnet_jax import flags, parsing
 from basisnet_jax.errors import LostProcess, Unfinished, UserError
-from basisnet_jax.parsing import number, parse, resolve
 
 
-def train(argv: list[str]) -> None:
-    """basisnet train --config=FILE[:args] --workdir=DIR [--config.field=value ...]
-    [--coordinator=HOST:PORT --processes=N --process=I], where the cluster does not say it"""
-    parsed = parse(argv, "config", "workdir", **PROCESSES)
+def train(given: Namespace) -> None:
+    """Train a network; the same command goes on where it stopped."""
     from basisnet_jax.distributed import partition
     from basisnet_jax.training import loop
 
-    with partition.joined(*(parsed[name].value for name in PROCESSES)):
-        loop.train(resolve(parsed.config), parsed.workdir)
+    with partition.joined(given.coordinator, given.processes, given.process):
+        loop.train(parsing.resolve(given.config), given.workdir)
 
 
-def evaluate(argv: list[str]) -> None:
-    """basisnet evaluate --workdir=DIR [--checkpoint=STEP|best] [--threshold=T], and as many processes as train takes"""
-    parsed = parse(argv, "workdir", checkpoint=None, threshold=None, **PROCESSES)
+def evaluate(given: Namespace) -> None:
+    """Evaluate a run on its test split; writes DIR/evaluation.json."""
     from basisnet_jax.distributed import partition
     from basisnet_jax.inference import evaluate
     from basisnet_jax.workdir import runs
 
-    threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
-    config = runs.load_config(parsed.workdir)
-    with partition.joined(*(parsed[name].value for name in PROCESSES)):
-        report = evaluate.evaluate(config, parsed.workdir, parsed.checkpoint, threshold)
+    config = runs.load_config(given.workdir)
+    with partition.joined(given.coordinator, given.processes, given.process):
+        report = evaluate.evaluate(config, given.workdir, given.checkpoint, given.threshold)
         print(evaluate.table(report))
 
 
-def madds(argv: list[str]) -> None:
-    """basisnet madds --config=FILE[:args] [--json] [--share=0.35]"""
-    parsed = parse(argv, "config", json=False, share="0.35")
+def calibrate(given: Namespace) -> None:
+    """Choose when evaluate, predict and export stop at the preview; writes DIR/early_exit.json."""
+    from basisnet_jax.inference import calibrate
+
+    report = calibrate.calibrate(
+        given.workdir,
+        target_madds=given.target_madds,
+        max_drop=given.max_drop,
+        which=given.checkpoint,
+        criterion=given.criterion,
+        temperature_scaling=given.temperature_scaling,
+    )
+    print(calibrate.table(report))
+
+
+def predict(given: Namespace) -> None:
+    """Classify images: label, confidence, and which stage answered."""
+    if given.export and given.checkpoint:
+        raise UserError("--checkpoint given with --export, which holds one checkpoint only")
+    from basisnet_jax.inference import predict
+
+    form = "json" if given.json else "csv" if given.csv else "table"
+    predict.predict(given.workdir, given.inputs, given.checkpoint, given.threshold, export=given.export, form=form)
+
+
+def export(given: Namespace) -> None:
+    """Write the model of a run for another runtime, or one specialist as a static run."""
+    kinds, options = ("image", "class"), ("precision", "threshold", "tolerance", "images")
+    allowed, refused = (kinds, options) if given.format == "specialist" else (options, kinds)
+    values = {name: value for name, value in vars(given).items() if name in kinds + options and value is not None}
+    if wrong := [name for name in refused if name in values]:
+        raise UserError(f"--{wrong[0]} has no meaning for --format={given.format}")
+    if given.format == "specialist":
+        from basisnet_jax.export import specialist
+
+        if len(values) != 1:
+            names = " and ".join(f"--{name}" for name in allowed if name in values)
+            raise UserError(f"{names or 'nothing'} given, expected --image=FILE or --class=NAME")
+        print(specialist.extract(given.workdir, given.output, which=given.checkpoint, **values))
+        return
+    from basisnet_jax import export
+
+    manifest = export.export(given.workdir, given.format, given.output, which=given.checkpoint, **values)
+    print(export.table(manifest))
+
+
+def madds(given: Namespace) -> None:
+    """Count multiply-adds and parameters, layer by layer."""
     import jax
 
     from basisnet_jax import madds, models, preprocess
     from basisnet_jax.data import pipeline
 
-    config = pipeline.completed(resolve(parsed.config))
+    config = pipeline.completed(parsing.resolve(given.config))
     images = max(1, config.batch_size // config.accumulate // jax.device_count())
     items = madds.count(models.create_abstract(config), preprocess.image_shape(config), images)
-    share = number("share", parsed.share)
-    print(json.dumps(madds.as_json(items, share)) if parsed.json else madds.table(items, share))
+    print(json.dumps(madds.as_json(items, given.share)) if given.json else madds.table(items, given.share))
 
 
-def plan(argv: list[str]) -> None:
-    """basisnet plan --config=FILE[:args] --topology=v5e:16x16 [--json] [--examples=N]"""
-    parsed = parse(argv, "config", "topology", json=False, examples=None)
-    examples = parsed.examples and number("examples", parsed.examples)
-    if examples is not None and (examples < 1 or examples % 1):
-        raise UserError(f"--examples={parsed.examples!r}, expected a whole number above 0")
+def plan(given: Namespace) -> None:
+    """Compile the train step for a TPU without having one: memory, FLOPs, bytes."""
     from basisnet_jax import plan
 
-    report = plan.plan(resolve(parsed.config), parsed.topology, examples and int(examples))
-    print(json.dumps(report) if parsed.json else plan.table(report))
+    report = plan.plan(parsing.resolve(given.config), given.topology, given.examples)
+    print(json.dumps(report) if given.json else plan.table(report))
 
 
-def calibrate(argv: list[str]) -> None:
-    """basisnet calibrate --workdir=DIR (--target_madds=198e6 | --max_drop=0.003) [--checkpoint=STEP|best]
-    [--criterion=max_softmax|margin|entropy] [--temperature_scaling]: when evaluate and predict stop at the preview"""
-    limits = {"target_madds": None, "max_drop": None}
-    parsed = parse(argv, "workdir", **limits, checkpoint=None, criterion="max_softmax", temperature_scaling=False)
-    given = {name: number(name, parsed[name].value) for name in limits if parsed[name].value is not None}
-    if len(given) != 1:
-        raise UserError(f"{' and '.join(given) or 'no limit'} given, expected --target_madds=N or --max_drop=FRACTION")
-    from basisnet_jax.inference import calibrate
-
-    report = calibrate.calibrate(
-        parsed.workdir,
-        **given,
-        which=parsed.checkpoint,
-        criterion=parsed.criterion,
-        temperature_scaling=parsed.temperature_scaling,
-    )
-    print(calibrate.table(report))
-
-
-def predict(argv: list[str]) -> None:
-    """basisnet predict (--workdir=DIR [--checkpoint=STEP|best] | --export=DIR) (FILE | FOLDER | -)... [--json | --csv]
-    [--threshold=T], where - is for a list of files on stdin, and an export is what the next verb writes"""
-    sources = {"workdir": None, "export": None}
-    parsed = parse(argv, rest="inputs", **sources, json=False, csv=False, checkpoint=None, threshold=None)
-    if parsed.json and parsed.csv:
-        raise UserError("--json and --csv given, expected one of them")
-    given = [name for name in sources if parsed[name].value is not None]
-    if len(given) != 1:
-        raise UserError(f"{' and '.join(given) or 'no model'} given, expected --workdir=DIR or --export=DIR")
-    if parsed.export and parsed.checkpoint:
-        raise UserError("--checkpoint given with --export, which holds one checkpoint only")
-    from basisnet_jax.inference import predict
-
-    threshold = parsed.threshold if parsed.threshold is None else number("threshold", parsed.threshold)
-    form = "json" if parsed.json else "csv" if parsed.csv else "table"
-    predict.predict(parsed.workdir, parsed.inputs, parsed.checkpoint, threshold, export=parsed.export, form=form)
-
-
-def export(argv: list[str]) -> None:
-    """basisnet export --workdir=DIR --format=tflite|onnx|saved_model|stablehlo|safetensors --output=DIR
-    [--checkpoint=STEP|best] [--precision=float32|float16|int8] [--threshold=T] [--tolerance=T] [--images=FILE|FOLDER]
-    basisnet export --workdir=DIR --format=specialist (--image=FILE | --class=NAME) --output=WORKDIR: a static run"""
-    options = dict.fromkeys(("precision", "threshold", "tolerance", "images"))
-    kinds = dict.fromkeys(("image", "class"))
-    parsed = parse(argv, "workdir", "format", "output", checkpoint=None, **options, **kinds)
-    allowed, refused = (kinds, options) if parsed.format == "specialist" else (options, kinds)
-    if wrong := [name for name in refused if parsed[name].value is not None]:
-        raise UserError(f"--{wrong[0]} has no meaning for --format={parsed.format}")
-    given = {name: parsed[name].value for name in allowed if parsed[name].value is not None}
-    if parsed.format == "specialist":
-        from basisnet_jax.export import specialist
-
-        if len(given) != 1:
-            raise UserError(f"{' and '.join(given) or 'nothing'} given, expected --image=FILE or --class=NAME")
-        print(specialist.extract(parsed.workdir, parsed.output, which=parsed.checkpoint, **given))
-        return
-    for name in given.keys() & {"threshold", "tolerance"}:
-        given[name] = number(name, given[name])
-    from basisnet_jax import export
-
-    manifest = export.export(parsed.workdir, parsed.format, parsed.output, which=parsed.checkpoint, **given)
-    print(export.table(manifest))
-
-
-def report(argv: list[str]) -> None:
-    """basisnet report --workdir=DIR [--checkpoint=STEP|best] [--split=SPLIT] [--images=2000] [--output=FILE],
-    where DIR is a run's or a sweep's: one HTML page about it. Its galleries choose among the first so many images"""
-    parsed = parse(argv, "workdir", checkpoint=None, split=None, images=None, output=None)
-    images = None if parsed.images is None else number("images", parsed.images)
-    if images is not None and (images < 1 or images % 1):
-        raise UserError(f"--images={parsed.images!r}, expected a whole number above 0")
+def report(given: Namespace) -> None:
+    """Write one HTML page about a run or a sweep."""
     from basisnet_jax import report
 
-    print(report.report(parsed.workdir, parsed.checkpoint, parsed.split, images and int(images), parsed.output))
+    print(report.report(given.workdir, given.checkpoint, given.split, given.images, given.output))
 
 
-def import_(argv: list[str]) -> None:
-    """basisnet import --network=NAME --weights=FILE.pth|.safetensors --workdir=DIR [--origin=tensorflow|pytorch]"""
-    parsed = parse(argv, "network", "weights", "workdir", origin=None)
+def import_(given: Namespace) -> None:
+    """Make published weights a run of a static network."""
     from basisnet_jax.training import import_weights
 
-    import_weights.import_weights(parsed.network, parsed.weights, parsed.workdir, parsed.origin)
+    import_weights.import_weights(given.network, given.weights, given.workdir, given.origin)
 
 
-def sweep(argv: list[str]) -> None:
-    """basisnet sweep --sweep=configs/sweeps/FILE.py --workdir=DIR [--cluster=local|slurm] [--jobs=N at once]"""
-    parsed = parse(argv, "sweep", "workdir", cluster="local", jobs=None)
-    jobs = parsed.jobs and number("jobs", parsed.jobs)
-    if jobs is not None and (jobs < 1 or jobs % 1):
-        raise UserError(f"--jobs={parsed.jobs!r}, expected a whole number above 0")
+def sweep(given: Namespace) -> None:
+    """Train many variants of a config, here or on Slurm; the same command goes on where it stopped."""
     from basisnet_jax import sweep
 
-    sweep.sweep(parsed.sweep, parsed.workdir, parsed.cluster, jobs and int(jobs))
+    sweep.sweep(given.sweep, given.workdir, given.cluster, given.jobs)
 
 
-PROCESSES = {"coordinator": None, "processes": None, "process": None}
-VERBS: dict[str, Callable[[list[str]], None]] = {
+def configs(given: Namespace) -> None:
+    """List the packaged configs and their arguments."""
+    described = parsing.described_configs()
+    width = max(len(name) for name, _, _ in described) + 2
+    for name, summary, arguments in described:
+        print(f"{name:{width}}{summary}")
+        if arguments:
+            print(f"{'':{width}}{arguments}")
+
+
+VERBS: dict[str, Callable[[Namespace], None]] = {
     "train": train,
     "evaluate": evaluate,
     "calibrate": calibrate,
@@ -183,6 +156,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "import": import_,
     "sweep": sweep,
+    "configs": configs,
 }
 
 
@@ -192,12 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet_logs()
     keep_freed_memory()
     try:
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print("\n".join(verb.__doc__ for verb in VERBS.values()))
-            return 0
-        if argv[0] not in VERBS:
-            raise UserError(f"verb {argv[0]!r} is unknown, expected one of {', '.join(VERBS)}")
-        VERBS[argv[0]](argv[1:])
+        run(argv)
         return 0
     except (UserError, LostProcess, Unfinished) as error:
         print(f"basisnet: {error}", file=sys.stderr)
@@ -214,6 +183,39 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def run(argv: list[str]) -> None:
+    """Runs the verb, or prints the help or the version that is asked for."""
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(help_text())
+    elif argv[0] == "--version":
+        print(f"basisnet {importlib.metadata.version('basisnet_jax')}")
+    elif argv[0] not in VERBS:
+        raise UserError(f"verb {argv[0]!r} is unknown, expected one of {', '.join(VERBS)}")
+    else:
+        parser = flags.create_parsers(VERBS)[argv[0]]
+        if "-h" in argv or "--help" in argv:
+            print(parser.format_help(), end="")
+        else:
+            VERBS[argv[0]](flags.read(parser, argv[1:]))
+
+
+def help_text() -> str:
+    """The verbs, a line each."""
+    verbs = "\n".join(f"  {name:11}{run.__doc__}" for name, run in VERBS.items())
+    return f"""usage: basisnet VERB [--flag=value ...]
+
+BasisNet in JAX/Flax: train, evaluate and deploy it.
+
+{verbs}
+
+  basisnet VERB --help   the flags of a verb, with their defaults
+  basisnet --version     the version
+
+A first run: basisnet train --config=digits --workdir=runs/digits"""
 
 
 def keep_freed_memory() -> None:
@@ -235,7 +237,7 @@ def keep_freed_memory() -> None:
 
 def quiet_logs() -> None:
     """Of what the libraries log, shows clu's progress and warnings, but none of Orbax's: its errors are raised."""
-    flags.FLAGS.mark_as_parsed()
+    absl.flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

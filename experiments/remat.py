@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--topology")
     args, of_config = parser.parse_known_args()
     cli.quiet_logs()
-    config = parsing.resolve(parsing.parse(of_config, "config").config)
+    config = parsing.resolve(parsing.read_config(of_config))
     devices = plan.find_devices(args.topology)[0] if args.topology else jax.devices()
     print(f"{config.dtype}, {len(devices)} x {devices[0].device_kind}")
     print(f"{'batch':>5}  {'its kernels':>12}  {'kept':>12}  {'made again':>12}  {'less':>6}")

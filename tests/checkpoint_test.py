@@ -148,7 +148,7 @@ def digits_workdir(tmp_path_factory, data_dir):
     """A workdir of configs/digits.py that was stopped after step 2, as `train` would leave it, and its flags."""
     workdir = tmp_path_factory.mktemp("digits")
     argv = [f"--config={CONFIG}", f"--config.data_dir={data_dir}"]
-    config = parsing.resolve(parsing.parse(argv, "config").config)
+    config = parsing.resolve(parsing.read_config(argv))
     runs.claim(config, str(workdir))
     model = models.functional(models.create(config))
     state = jax.jit(loop.create_state, static_argnums=2)(

@@ -1,7 +1,10 @@
 """The command line: a user's mistake ends in one line that names it and exit code 2; results are as documented."""
 
+import argparse
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,17 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from basisnet_jax import cli, parsing
+from basisnet_jax import cli, early_exit, export, flags, parsing
 from basisnet_jax.data import pipeline
+from basisnet_jax.export import tflite
+from basisnet_jax.sweep import launchers
+from basisnet_jax.training import import_weights
 from basisnet_jax.workdir import runs
 
-CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'digits.py'}"
+CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIG = f"--config={CONFIGS / 'digits.py'}"
 
 
 @pytest.fixture(scope="module")
 def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
-    config = parsing.parse([CONFIG, f"--config.data_dir={data_dir}"], "config").config
+    config = parsing.read_config([CONFIG, f"--config.data_dir={data_dir}"])
     pipeline.num_examples(config, "train")
     return data_dir
 
@@ -43,13 +50,19 @@ def fails(capsys):
         (["tain"], ["'tain'", "train", "evaluate", "madds"]),
         (["train", CONFIG], ["--workdir is missing"]),
         (["train", "--workdir=DIR"], ["--config is missing"]),
-        (["train", CONFIG, "--workdir=DIR", "--wrokdir=x"], ["wrokdir"]),
+        (["train", CONFIG, "--workdir=DIR", "--wrokdir=x"], ["--wrokdir is unknown, did you mean --workdir?"]),
+        (["train", "--wrokdir=x"], ["--wrokdir is unknown, did you mean --workdir?"]),
+        (["train", CONFIG, "--workdir=DIR", "--zzz"], ["--zzz is unknown, expected one of", "--config, --workdir"]),
         (["train", CONFIG, "--workdir=DIR", "stray"], ["'stray'"]),
         (["train", CONFIG, "--workdir=DIR", "--config.nonsense=1"], ["'nonsense'", "configs/default.py"]),
         (["train", CONFIG, "--workdir=DIR", "--config.optimizer.nonsense=1"], ["'nonsense'"]),
         (["train", CONFIG, "--workdir=DIR", "--config.batch_size=abc"], ["config.batch_size", "'abc'", "int"]),
         (["train", "--config=DIR/none.py", "--workdir=DIR"], ["DIR/none.py", "does not exist"]),
         (["train", "--config=", "--workdir=DIR"], ["config file ''"]),
+        (["train", "--config=digts", "--workdir=DIR"], ["'digts' does not exist", "such as digits"]),
+        (["train", "--config=x", "--workdir=DIR"], ["'x' does not exist", "cifar", "digits", "imagenet_static"]),
+        (["train", "--config=DIR/digits.py", "--workdir=DIR"], ["does not exist", "--config=digits"]),
+        (["train", "--config=digits:basis=3", "--workdir=DIR"], ["'basis'", "bases, width, seed"]),
         (["train", CONFIG + ":basis=3", "--workdir=DIR"], ["'basis'", "bases, width, seed"]),
         (["train", CONFIG + ":bases=many", "--workdir=DIR"], ["'bases=many'", "bases=<int>"]),
         (["evaluate"], ["--workdir is missing"]),
@@ -57,19 +70,35 @@ def fails(capsys):
         (["evaluate", "--workdir=DIR", "--threshold=nan"], ["--threshold='nan'", "number"]),
         (["evaluate", "--workdir=DIR"], ["DIR/config.json is missing"]),
         (["evaluate", "--workdir=DIR/none"], ["DIR/none/config.json is missing"]),
-        (["predict", "a.png"], ["no model given", "or --export="]),
-        (["predict", "--workdir=DIR", "a.png", "--jsno"], ["jsno"]),
+        (["predict", "a.png"], ["or --export=", "is missing"]),
+        (["predict", "--workdir=DIR", "a.png", "--jsno"], ["--jsno is unknown, did you mean --json?"]),
+        (["predict", "--workdir=DIR", "a.png", "--json=true"], ["--json takes no value, given 'true'"]),
+        (["predict", "--workdir=DIR", "a.png", "--thresh=1"], ["--thresh is unknown, did you mean --threshold?"]),
+        (["predict", "--workdir=DIR", "a.png", "--threshold"], ["--threshold is given without a value"]),
         (["predict", "--workdir=DIR", "a.png", "--threshold=nan"], ["--threshold='nan'", "number"]),
         (["predict", "--workdir=DIR/none", "a.png"], ["DIR/none/config.json is missing"]),
         (["predict", "--workdir=DIR", "a.png", "--json", "--csv"], ["--json and --csv", "one of them"]),
         (["calibrate", "--max_drop=0.1"], ["--workdir is missing"]),
         (["calibrate", "--workdir=DIR"], ["--target_madds=N or --max_drop=FRACTION"]),
-        (["calibrate", "--workdir=DIR", "--target_madds=1e6", "--max_drop=0.1"], ["target_madds and max_drop given"]),
+        (
+            ["calibrate", "--workdir=DIR", "--target_madds=1e6", "--max_drop=0.1"],
+            ["--target_madds and --max_drop given"],
+        ),
         (["calibrate", "--workdir=DIR", "--target_madds=few"], ["--target_madds='few'", "number"]),
         (["calibrate", "--workdir=DIR", "--max_drop=3"], ["--max_drop=3", "from 0 to 1"]),
         (["calibrate", "--workdir=DIR", "--max_drop=0", "--criterion=sum"], ["'sum'", "max_softmax, margin, entropy"]),
         (["calibrate", "--workdir=DIR/none", "--max_drop=0"], ["DIR/none/config.json is missing"]),
         (["madds"], ["--config is missing"]),
+        (["madds", CONFIG, "--share=1.5"], ["--share='1.5'", "a number from 0 to 1"]),
+        (["plan", CONFIG, "--topology=v5e:1x1", "--examples=0.5"], ["--examples='0.5'", "a whole number above 0"]),
+        (["sweep"], ["--sweep and --workdir are missing"]),
+        (["sweep", "--sweep=x.py", "--workdir=DIR", "--jobs=0"], ["--jobs='0'", "a whole number above 0"]),
+        (["sweep", "--sweep=x.py", "--workdir=DIR", "--cluster=k8s"], ["--cluster='k8s'", "local, slurm"]),
+        (["report", "--workdir=DIR", "--images=inf"], ["--images='inf'", "a whole number above 0"]),
+        (["import", "--network=x", "--weights=y", "--workdir=DIR", "--origin=jax"], ["'jax'", "tensorflow, pytorch"]),
+        (["export", "--workdir=DIR", "--output=DIR", "--format=pt"], ["--format='pt'", "one of tflite, onnx"]),
+        (["calibrate", "--workdir=DIR", "--max_drop=-1"], ["--max_drop='-1'", "not below 0"]),
+        (["calibrate", "--workdir=DIR", "--target_madds=0"], ["--target_madds='0'", "above 0"]),
         (["madds", CONFIG, "--config.network.name=resnet50"], ["'resnet50'", "mobilenet_v3_small"]),
     ],
 )
@@ -112,7 +141,7 @@ def test_a_workdir_that_cannot_be_written(fails, data_dir, tmp_path):
 
 
 def test_evaluate_without_a_checkpoint(fails, tmp_path):
-    runs.claim(parsing.resolve(parsing.parse([CONFIG], "config").config), str(tmp_path))
+    runs.claim(parsing.resolve(parsing.read_config([CONFIG])), str(tmp_path))
     assert f"no checkpoint in {tmp_path}/checkpoints" in fails("evaluate", f"--workdir={tmp_path}")
     (tmp_path / "config.json").write_text("{")
     assert f"{tmp_path}/config.json" in fails("evaluate", f"--workdir={tmp_path}")
@@ -130,28 +159,174 @@ def test_a_mistake_as_a_process(tmp_path):
 
 
 def test_a_fault_of_ours_is_not_called_the_users(monkeypatch, capsys):
-    def broken(argv):
+    def broken(given):
         raise RuntimeError("boom")
 
     monkeypatch.setitem(cli.VERBS, "madds", broken)
-    assert cli.main(["madds"]) == 1
+    assert cli.main(["madds", CONFIG]) == 1
     assert "RuntimeError: boom" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
 def test_help_names_every_verb(capsys, argv):
     assert cli.main(argv) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert [line.split()[:2] for line in lines] == [["basisnet", verb] for verb in cli.VERBS]
-    assert {"train", "evaluate", "predict", "madds"} <= set(cli.VERBS)
+    printed = capsys.readouterr().out
+    for verb, run in cli.VERBS.items():
+        assert re.search(rf"^  {verb} +{re.escape(run.__doc__)}$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_names_each_flag_and_its_default(verb, capsys):
+    printed = []
+    for argv in ([verb, "--help"], ["help", verb], [verb, "--workdir=x", "-h"]):
+        assert cli.main(argv) == 0
+        printed.append(" ".join(capsys.readouterr().out.split()))
+    assert printed[0] == printed[1] == printed[2] and cli.VERBS[verb].__doc__ in printed[0]
+    parser = flags.create_parsers(cli.VERBS)[verb]
+    one_is_required = [action for group in parser._mutually_exclusive_groups for action in group._group_actions]
+    for action in parser._actions:
+        assert " ".join(action.help.split()) in printed[0]
+        if action.option_strings and not action.required and action not in one_is_required and action.dest != "help":
+            assert re.search(r"\(default: .+\)$", action.help), action.option_strings
+            assert action.default in (None, False, argparse.SUPPRESS) or f"default: {action.default})" in action.help
+
+
+def test_choices_are_those_of_the_modules():
+    """Which `flags.py` repeats, for `--help` without JAX."""
+    assert (*export.FORMATS, "specialist") == flags.FORMATS
+    assert flags.PRECISIONS == tflite.PRECISIONS == tuple(export.TOLERANCES)
+    assert flags.CRITERIA == early_exit.CRITERIA
+    assert tuple(launchers.CLUSTERS) == flags.CLUSTERS
+    assert tuple(import_weights.ORIGINS) == flags.ORIGINS
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"basisnet {importlib.metadata.version('basisnet_jax')}\n"
+
+
+def test_help_does_not_wait_for_jax_or_tensorflow():
+    code = """
+import sys
+from basisnet_jax import cli
+assert cli.main(["train", "--help"]) == cli.main(["configs"]) == 0
+sys.exit(str({"jax", "flax", "tensorflow", "numpy"} & set(sys.modules) or ""))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "value"),
+    [
+        ("remat_kernels=None", "remat_kernels", None),
+        ("remat_kernels", "remat_kernels", True),
+        ("remat_kernels=False", "remat_kernels", False),
+        ("network.head_features=None", "network.head_features", None),
+        ("network.head_features=64", "network.head_features", 64),
+        ("network.drop_connect=0.2", "network.drop_connect", 0.2),
+        ("data_dir=None", "data_dir", "None"),  # text is text
+        ("data_dir=", "data_dir", ""),
+        ("mean=0.5,0.5,0.5", "mean", (0.5, 0.5, 0.5)),
+        ("mean=(0.5, 1, 0.5)", "mean", (0.5, 1.0, 0.5)),
+        ("mean=[0.5,0.5]", "mean", (0.5, 0.5)),
+        ("mean=0.5", "mean", (0.5,)),
+        ("network.stage_strides=(2,2,2)", "network.stage_strides", (2, 2, 2)),
+        ("network.stage_strides=2,2", "network.stage_strides", (2, 2)),
+        ("network.stage_strides=None", "network.stage_strides", None),
+        ("augment.flip=False", "augment.flip", False),
+        ("augment.flip=true", "augment.flip", True),
+        ("augment.flip", "augment.flip", True),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("seed=-3", "seed", -3),
+        ("basis.paths={'pointwise': 'folded'}", "basis.paths.pointwise", "folded"),
+    ],
+)
+def test_overrides(overrides, field, value):
+    found = parsing.read_config([CONFIG, f"--config.{overrides}"])
+    for name in field.split("."):
+        found = found[name]
+    assert found == value and type(found) is type(value)
+
+
+def test_overrides_stand_anywhere_and_the_last_one_wins():
+    before = ["--config.augment.flip", "--config.seed", "-3", "--config.mean", "0.5,0.5", "--config.mean=0.4"]
+    argv = [*before, "--config", "digits", "--workdir", "x", "--noconfig.optimizer.match_static"]
+    given = flags.read(flags.create_parsers(cli.VERBS)["train"], [*argv, "--config.augment.flip", "False"])
+    config = given.config
+    assert (given.workdir, config.seed, config.augment.flip, config.mean) == ("x", -3, False, (0.4,))
+    assert config.optimizer.match_static is False
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("remat_kernels=maybe", ["config.remat_kernels='maybe'", "True or False or None"]),
+        ("network.head_features=1.5", ["config.network.head_features='1.5'", "int or None"]),
+        ("seed=None", ["config.seed='None'", "int"]),
+        ("seed", ["config.seed is given without a value", "int"]),
+        ("mean=abc", ["config.mean='abc'", "tuple such as (0.3,)"]),
+        ("mean=0.5,x", ["config.mean='0.5,x'", "tuple"]),
+        ("mean=(0.5,", ["config.mean='(0.5,'", "tuple"]),
+        ("mean=(0.5,True)", ["config.mean='(0.5,True)'", "tuple"]),
+        ("network.stage_strides=2.5,2", ["config.network.stage_strides='2.5,2'", "tuple such as (2, 2, 2, 1) or None"]),
+        ("augment.flip=2", ["config.augment.flip='2'", "True or False"]),
+        ("augment=3", ["config.augment=3", "expected one of its fields"]),
+        ("learning_rate=1", ["no field 'learning_rate'", "did you mean config.optimizer.learning_rate?"]),
+        ("optimzer.learning_rate=1", ["no field 'optimzer'", "did you mean config.optimizer.learning_rate?"]),
+        ("optimizer.learning_rat=1", ["config.optimizer has no field", "did you mean config.optimizer.learning_rate?"]),
+        ("width=1", ["did you mean config.network.width or config.preview.width?"]),
+        ("seed.x=1", ["config.seed has no field 'x'"]),
+    ],
+)
+def test_wrong_overrides(fails, tmp_path, override, named):
+    error = fails("train", CONFIG, f"--workdir={tmp_path}", f"--config.{override}")
+    assert all(text in error for text in named), error
+
+
+def test_packaged_configs_are_found_by_name_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    by_name, by_file = (parsing.read_config([f"{config}:bases=3"]) for config in ("--config=digits", CONFIG))
+    assert by_name.to_dict() == by_file.to_dict() and by_name.basis.num_bases == 3
+    text = "from basisnet_jax.configs import digits\n\n\ndef get_config(arg=''):\n    return digits.get_config(arg)\n"
+    (tmp_path / "mine").write_text(text)  # a file may be called anything
+    (tmp_path / "digits").mkdir()
+    assert parsing.read_config(["--config=mine:bases=3"]).basis.num_bases == 3
+    assert parsing.read_config(["--config=digits:bases=3"]).basis.num_bases == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("x = 1", "mine.py is no config file: expected a function get_config()"),
+        ("def get_config():\n    return {}", "get_config() returns dict, expected ml_collections.ConfigDict"),
+        ("def get_config():\n    return missing", "mine.py, line 2: NameError: name 'missing' is not defined"),
+        ("import no_such_module", "mine.py, line 1: ModuleNotFoundError"),
+        ("def get_config(:", "mine.py: SyntaxError"),
+    ],
+)
+def test_mistakes_in_a_config_of_ones_own(fails, tmp_path, text, named):
+    (tmp_path / "mine.py").write_text(text)
+    assert named in fails("train", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+
+
+def test_configs_are_listed_with_their_arguments(capsys):
+    assert cli.main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert names == sorted({path.stem for path in CONFIGS.glob("*.py")} - {"__init__", "models"})
+    at = next(i for i, line in enumerate(lines) if line.startswith("digits "))
+    assert "BasisNet on scikit-learn's digits" in lines[at]
+    assert lines[at + 1].strip() == "bases (8), width (0.5), seed (0)"
+    assert sum("seed (0)" in line for line in lines) == len(names) - 1  # all but default
 
 
 def test_overrides_are_read_from_the_arguments_given(monkeypatch):
     """And not from the process's own, which are those of a test runner or of a sweep."""
     monkeypatch.setattr(sys, "argv", ["sweep", "--config.seed=1"])
-    config = parsing.parse(
-        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1)"], "config"
-    ).config
+    config = parsing.read_config(
+        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1)"]
+    )
     assert (config.seed, config.batch_size, config.basis.num_bases) == (0, 32, 3)
     assert parsing.resolve(config).network.stage_strides == [2, 1]
 
@@ -198,8 +373,9 @@ def test_madds_of_a_static_network(capsys):
     assert printed["mean_with_early_termination"] is None and {i["stage"] for i in printed["items"]} == {"network"}
 
 
-def test_madds_as_a_table(capsys):
-    assert cli.main(["madds", CONFIG]) == 0
+def test_madds_as_a_table(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["madds", "--config", "digits"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("paths on cpu: pointwise ")
     assert lines[0].split() == ["layer", "stage", "kind", "MAdds", "params", "path"]
@@ -209,7 +385,7 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_word():
     code = """
 import sys
 from basisnet_jax import cli
-cli.VERBS["count"] = lambda argv: [print(i, flush=True) for i in range(1_000_000)]
+cli.VERBS["count"] = lambda given: [print(i, flush=True) for i in range(1_000_000)]
 sys.exit(cli.main(["count"]))
 """
     command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -401,7 +401,7 @@ def test_a_full_disk_and_odd_outputs(workdir, small_disk, capsys):
     [
         (["--format=pickle"], "--format='pickle', expected one of tflite"),
         (["--format=onnx", "--precision=int8"], "--precision='int8', expected float32 for onnx"),
-        (["--format=tflite", "--precision=int4"], "'int4', expected float32 or float16 or int8"),
+        (["--format=tflite", "--precision=int4"], "'int4', expected one of float32, float16, int8"),
         (["--format=stablehlo", "--tolerance=small"], "--tolerance='small', expected a number"),
         (["--format=stablehlo", "--threshold=high"], "--threshold='high', expected a number"),
         (["--format=stablehlo", "--checkpoint=4"], "no checkpoint of step 4"),
@@ -438,8 +438,8 @@ def test_without_a_calibration(make_run, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["a.png"], "no model given, expected --workdir=DIR or --export=DIR"),
-        (["--workdir=a", "--export=b", "a.png"], "workdir and export given"),
+        (["a.png"], "--workdir=DIR or --export=DIR is missing"),
+        (["--workdir=a", "--export=b", "a.png"], "--workdir and --export given"),
         (["--export=b", "--checkpoint=3", "a.png"], "--checkpoint given with --export"),
         (["--export=", "a.png"], "model.json is missing"),
     ],

@@ -33,9 +33,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
-    pipeline.num_examples(
-        parsing.parse([f"--config={CONFIG}", f"--config.data_dir={data_dir}"], "config").config, "train"
-    )
+    pipeline.num_examples(parsing.read_config([f"--config={CONFIG}", f"--config.data_dir={data_dir}"]), "train")
     return data_dir
 
 
@@ -166,6 +164,15 @@ def test_the_sweep_of_the_readme_has_18_runs_of_known_kinds(data_dir, tmp_path, 
     sweep.check("bases_width.py", made, tmp_path)
     kinds = {(run.config.model, run.config.network.width, run.config.basis.num_bases) for run in made}
     assert len(made) == 18 and len(kinds) == 6 and {run.config.seed for run in made} == {0, 1, 2}
+
+
+def test_a_packaged_config_by_its_name(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = {"CONFIG": "digits:width=0.25", "config.data_dir": data_dir, "config.remat_kernels": None}
+    run = sweep.make_run(common, {"bases": 2, "config.network.stage_strides": (2, 2, 2, 2)}, tmp_path)
+    assert run.flags[0] == "--config=digits:width=0.25,bases=2"
+    found = run.config.network.width, run.config.basis.num_bases, run.config.network.stage_strides
+    assert found == (0.25, 2, [2, 2, 2, 2]) and run.config.remat_kernels is None
 
 
 def test_names_are_folders_that_differ_where_the_runs_do():

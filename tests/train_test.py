@@ -57,7 +57,7 @@ def flags(tmp_path_factory, data_dir):
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     file.write_text(CONFIG)
     argv = [f"--config={file}", f"--config.data_dir={data_dir}"]
-    pipeline.num_examples(parsing.parse(argv, "config").config, "train")
+    pipeline.num_examples(parsing.read_config(argv), "train")
     return argv
 
 
@@ -76,9 +76,7 @@ def copy(finished, tmp_path):
 
 
 def config_of(flags, *overrides):
-    return parsing.resolve(
-        parsing.parse([*flags, *(f"--config.{override}" for override in overrides)], "config").config
-    )
+    return parsing.resolve(parsing.read_config([*flags, *(f"--config.{override}" for override in overrides)]))
 
 
 def rows(workdir) -> list[dict]:

@@ -2,7 +2,7 @@
 
 A sweep file names a config and yields what each run changes in it, as `configs/sweeps/bases_width.py` does:
 
-    CONFIG = "configs/digits.py"             # as --config of `basisnet train`, arguments and all
+    CONFIG = "digits"                        # as --config of `basisnet train`: a name or a file, arguments and all
     COMMON = {"config.num_epochs": 12.0}     # of every run; may be left out
     SLURM = {"slurm_partition": "gpu", "timeout_min": 60, "gpus_per_node": 1}  # submitit's names; may be left out
 
@@ -12,9 +12,9 @@ A sweep file names a config and yields what each run changes in it, as `configs/
                 yield {"bases": bases, "seed": seed, "config.ema_decay": 0.99}
 
 A key is what the command line of `basisnet train` has: "bases" is an argument of the config, which derives other fields
-from it (--config=configs/digits.py:bases=4), and "config.ema_decay" a field (--config.ema_decay=0.99). A run is that
-very command, in DIR/runs/NAME with a name that follows from what is yielded. Its output, after a line with the command,
-goes to `log.txt` there.
+from it (--config=digits:bases=4), and "config.ema_decay" a field (--config.ema_decay=0.99). A run is that very command,
+in DIR/runs/NAME with a name that follows from what is yielded. Its output, after a line with the command, goes to
+`log.txt` there.
 
 A run is finished when its `evaluation.json` is of its last step; then it is never started again. A run that ends
 before that is started again for as long as it has come further each time, else it has failed; the next sweep tries it
@@ -36,7 +36,6 @@ import re
 import runpy
 import signal
 import time
-import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -103,11 +102,11 @@ def load(file: str) -> tuple[dict, dict, list[dict]]:
         names = runpy.run_path(file)
         yielded = list(names["sweep"]()) if callable(names.get("sweep")) else []
     except Exception as error:  # whatever the user's code raises
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        where = f"{file}, line {lines[-1]}" if lines else file
-        raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        raise UserError(parsing.located(error, file)) from None
     if not callable(names.get("sweep")) or not isinstance(names.get("CONFIG"), str):
-        raise UserError(f"{file} is no sweep file: expected CONFIG, a config file's name, and a generator sweep()")
+        raise UserError(
+            f"{file} is no sweep file: expected CONFIG, the name or file of a config, and a generator sweep()"
+        )
     if not yielded:
         raise UserError(f"{file}: sweep() yields no run")
     common, slurm = names.get("COMMON", {}), names.get("SLURM", {})
@@ -126,7 +125,7 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path) -> Run:
     flags = [f"--config={path}:{argument}" if argument else f"--config={path}"]
     flags += [f"--{key}={value}" for key, value in overrides.items() if key.startswith("config.")]
     try:
-        config = parsing.parse(flags, "config").config
+        config = parsing.read_config(flags)
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
