@@ -97,12 +97,12 @@ def madds(given: Namespace) -> None:
     """Count multiply-adds and parameters, layer by layer."""
     import jax
 
-    from basisnet_jax import madds, models, preprocess
+    from basisnet_jax import madds
     from basisnet_jax.data import pipeline
 
     config = pipeline.completed(parsing.resolve(given.config))
     images = max(1, config.batch_size // config.accumulate // jax.device_count())
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config), images)
+    items = madds.of(config, images)
     print(json.dumps(madds.as_json(items, given.share)) if given.json else madds.table(items, given.share))
 
 

@@ -29,7 +29,7 @@ def rows(quick: bool) -> list[dict]:
         config.network.num_stages = config.preview.num_stages = 3
     config.image_size = size
     config.preview.image_size = min(config.preview.image_size, size)
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     model = models.create(config)
     functions = models.functional(model)  # leaves the model in evaluation mode
     random = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def rows(quick: bool) -> list[dict]:
     images = (random.integers(0, 256, shape) * random.uniform(0.1, 1, (*shape[:2], 1, 1, 1))).astype(np.uint8)
 
     def prepare(images):
-        return preprocess.normalize(images, config)
+        return preprocess.of(config).normalize(images)
 
     @jax.jit
     def whole(params, batch_stats, images):

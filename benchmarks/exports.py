@@ -22,7 +22,7 @@ import measure
 import numpy as np
 from basisnet_jax.configs import imagenet_basisnet_mv3
 
-from basisnet_jax import basis, early_exit, export, models
+from basisnet_jax import basis, early_exit, export, models, preprocess
 from basisnet_jax.export import stages, verify
 from basisnet_jax.workdir import runs
 
@@ -35,7 +35,7 @@ def exported(config, model, format: str, options: dict) -> dict:
     """The functions of an export of a model by stage, as `predict` runs them."""
     functions = models.functional(model)
     run = runs.Run(config, model, functions, functions.params, functions.batch_stats, 0)
-    inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(model, config).items()}
+    inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(model, preprocess.of(config)).items()}
     folder = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH.name))
     export.FORMATS[format].write(run, RULE, folder, **options)
     return export.FORMATS[format].load(folder, {"stages": inputs})
@@ -93,7 +93,7 @@ def labels(workdir: str) -> list[dict]:
     config = run.config.copy_and_resolve_references()
     config.validation_split = config.test_split
     images, labels = verify.examples(config, None, most=None)
-    inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(run.model, config).items()}
+    inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(run.model, run.preprocess).items()}
     rows = []
     for format, module in export.FORMATS.items():
         for precision in module.PRECISIONS if format == "tflite" else ("float32",):

@@ -1,13 +1,9 @@
 """What a BasisNet is compared with: its preview and its specialist's plain network, side by side, in the same step."""
 
-import functools
-
 import jax
 from flax import nnx
 
-from basisnet_jax import basisnet, models, networks
-from basisnet_jax.training import optimizer
-from basisnet_jax.training.step import create_state, make_train_step
+from basisnet_jax import basisnet, networks
 
 
 class PreviewAndStatic(nnx.Module):
@@ -23,12 +19,3 @@ class PreviewAndStatic(nnx.Module):
     def __call__(self, images):
         preview_logits = self.preview(basisnet.resize(images, self.preview_size))
         return basisnet.Outputs(self.static(images), preview_logits)
-
-
-def train_step(config, functions: models.Functional):
-    """The step of a training run, `(state, batch, key) -> (state, metrics)`, and the function that makes its state."""
-    steps = 1000  # an epoch; sets constants of the schedules only
-    rate = optimizer.schedule(config.optimizer, steps, round(config.num_epochs * steps))
-    tx = optimizer.create(config.optimizer, rate, functions)
-    step = make_train_step(config, functions, tx, optimizer.temperature(config.coefficients, steps))
-    return step, functools.partial(create_state, tx=tx)

@@ -28,10 +28,11 @@ import measure
 import numpy as np
 from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
-from preview_and_static import PreviewAndStatic, train_step
+from preview_and_static import PreviewAndStatic
 
 from basisnet_jax import basis, cli, models, preprocess
 from basisnet_jax.ops import conv
+from basisnet_jax.training.step import build_step
 
 
 def compiled(config, model) -> dict[str, tuple]:
@@ -40,12 +41,12 @@ def compiled(config, model) -> dict[str, tuple]:
     random = np.random.default_rng(0)
     size, labels = config.image_size, jnp.asarray(random.integers(0, config.num_classes, config.batch_size))
     images = jnp.asarray(random.integers(0, 256, (config.batch_size, size, size, 3)).astype(np.uint8))
-    step, create = train_step(config, functions)
-    state, key = jax.jit(create)(functions.params, functions.batch_stats), jax.random.key(config.seed)
+    built = build_step(config, functions, steps_per_epoch=1000)
+    state, key = built.create_state(functions.params, functions.batch_stats), jax.random.key(config.seed)
     batch = {"image": images, "label": labels}
-    forward = jax.jit(lambda p, s, images: functions.evaluate(p, s, preprocess.normalize(images, config)))
+    forward = jax.jit(lambda p, s, images: functions.evaluate(p, s, preprocess.of(config).normalize(images)))
     forward = forward.lower(functions.params, functions.batch_stats, images).compile()
-    step = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
+    step = built.run.lower(state, batch, key).compile()
 
     def run_step():
         nonlocal state

@@ -15,13 +15,13 @@ takes so long) has the first stages of the networks, 4 bases, 8 images at 64 px,
 import time
 
 import jax
-import jax.numpy as jnp
 import measure
 from basisnet_jax.configs import imagenet_basisnet_mv3
 from flax import nnx
-from preview_and_static import PreviewAndStatic, train_step
+from preview_and_static import PreviewAndStatic
 
 from basisnet_jax import cli, models, plan
+from basisnet_jax.distributed import partition
 from basisnet_jax.ops import platforms
 from basisnet_jax.plan import hlo
 
@@ -40,29 +40,14 @@ def functions_of(candidate: str, config) -> models.Functional:
         config.model = "static"
     config.basis.paths.update(PATHS.get(candidate, {}))
     make = PreviewAndStatic if candidate == REFERENCE else models.create
-    graph, params, batch_stats, rest = nnx.split(nnx.eval_shape(lambda: make(config)), nnx.Param, nnx.BatchStat, ...)
-
-    def zero(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
-
-    return models.functional(nnx.merge(graph, params, batch_stats, jax.tree.map(zero, rest)))
+    return plan.abstract(nnx.eval_shape(lambda: make(config)))
 
 
 def compiled(candidate: str, config, device, chip: plan.Chip) -> dict:
-    functions = functions_of(candidate, config)
-    step, create = train_step(config, functions)
-    state = jax.eval_shape(create, functions.params, functions.batch_stats)
-    images = config.batch_size, config.image_size, config.image_size, config.channels
-    batch = {
-        "image": jax.ShapeDtypeStruct(images, jnp.uint8),
-        "label": jax.ShapeDtypeStruct(images[:1], jnp.int32),
-    }
-    on_chip = jax.sharding.SingleDeviceSharding(device)
+    mesh = partition.create_mesh(config.batch_size, devices=[device])
     begin = time.perf_counter()
     with platforms.paths_for("tpu"):
-        jitted = jax.jit(step, donate_argnums=0, in_shardings=on_chip, out_shardings=on_chip)
-        lowered = jitted.lower(state, batch, jax.eval_shape(jax.random.key, config.seed))
+        lowered = plan.lower(config, functions_of(candidate, config), mesh, examples=None)
     traced = time.perf_counter()
     try:
         program = lowered.compile(plan.COMPILER_OPTIONS)

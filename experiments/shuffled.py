@@ -53,11 +53,11 @@ def shuffled(folder: pathlib.Path) -> dict | None:
 
     @jax.jit
     def coefficients(state, images):
-        return nnx.merge(graph, state).preview_stage(preprocess.normalize(images, config))[1]
+        return nnx.merge(graph, state).preview_stage(preprocess.of(config).normalize(images))[1]
 
     @jax.jit
     def hits(state, batch, mixtures):
-        logits = nnx.merge(graph, state).specialist_stage(preprocess.normalize(batch["image"], config), mixtures)
+        logits = nnx.merge(graph, state).specialist_stage(preprocess.of(config).normalize(batch["image"]), mixtures)
         return jnp.sum((jnp.argmax(logits, -1) == batch["label"]) * batch["mask"])
 
     batches = list(pipeline.eval_batches(config, config.test_split))

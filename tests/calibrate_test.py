@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from basisnet_jax import cli, early_exit, madds, models, preprocess
+from basisnet_jax import cli, early_exit, madds
 from basisnet_jax.distributed import partition
 from basisnet_jax.inference import calibrate, evaluate, predict
 from basisnet_jax.training import losses
@@ -29,7 +29,7 @@ def held_out(workdir):
         run.config, run.functions, partition.create_mesh(run.config.eval_batch_size), logits=True
     )
     rows = per_example(run.params, run.batch_stats, "validation")
-    items = madds.count(models.create_abstract(run.config), preprocess.image_shape(run.config))
+    items = madds.of(run.config)
     return rows, (madds.preview_only(items), madds.total(items))
 
 
@@ -92,7 +92,7 @@ def test_evaluation_and_prediction_obey_it(calibrated, workdir, held_out):
             assert runs.evaluated_rule(workdir, 3) == rule
     run = runs.load(workdir)
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 1), np.uint8)
-    outputs = jax.jit(run.functions.evaluate)(run.params, run.batch_stats, preprocess.normalize(images, run.config))
+    outputs = jax.jit(run.functions.evaluate)(run.params, run.batch_stats, run.preprocess.normalize(images))
     probabilities = np.sort(jax.nn.softmax(outputs.preview_logits / rule.temperature))
     stops = probabilities[:, -1] - probabilities[:, -2] >= rule.threshold
     rows = list(predict.make_answer(run, rule, 8)(np.split(images, 5)))

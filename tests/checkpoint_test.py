@@ -13,7 +13,8 @@ import pytest
 
 from basisnet_jax import cli, models, parsing
 from basisnet_jax.errors import UserError
-from basisnet_jax.training import loop, optimizer
+from basisnet_jax.training import optimizer
+from basisnet_jax.training.step import create_state
 from basisnet_jax.workdir import checkpoint, runs
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
@@ -151,7 +152,7 @@ def digits_workdir(tmp_path_factory, data_dir):
     config = parsing.resolve(parsing.read_config(argv))
     runs.claim(config, str(workdir))
     model = models.functional(models.create(config))
-    state = jax.jit(loop.create_state, static_argnums=2)(
+    state = jax.jit(create_state, static_argnums=2)(
         model.params, model.batch_stats, optimizer.create(config.optimizer, 1e-3, model)
     )
     checkpoints = checkpoint.manager(str(workdir), keep=2)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import basisnet_jax
-from basisnet_jax import preprocess
 from basisnet_jax.training import loop
 from basisnet_jax.workdir import checkpoint, runs
 
@@ -28,7 +27,7 @@ def test_old_runs_and_exports_answer_as_they_did(then):
         expected = dict(answers)
     run = runs.load(str(then / "run"))
     assert run.step == 30
-    images = preprocess.normalize(expected.pop("images"), run.config)
+    images = run.preprocess.normalize(expected.pop("images"))
     assert expected.keys() == {"logits", "preview_logits", "coefficients"}
     for outputs in (
         run.functions.evaluate(run.params, run.batch_stats, images),

@@ -16,7 +16,7 @@ from flax import nnx
 from basisnet_jax import madds, models, preprocess
 from basisnet_jax.data import glyphs, pipeline
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
-from basisnet_jax.training import loop, optimizer
+from basisnet_jax.training.step import build_step
 
 # (config, argument): parameters, multiply-adds. The folder's are for ten classes.
 PINNED = {
@@ -99,7 +99,7 @@ def test_parameters_and_multiply_adds(name, arg):
     config.num_classes = config.num_classes or 10
     model = models.create_abstract(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    cost = madds.total(madds.count(model, preprocess.image_shape(config)))
+    cost = madds.total(madds.count(model, preprocess.of(config).shape))
     assert (parameters, cost) == PINNED[name, arg]
 
 
@@ -217,15 +217,13 @@ def test_training_steps(name, arg, data_dir, monkeypatch):
     config = pipeline.completed(config)
 
     functions = models.functional(models.create(config))
-    steps_per_epoch = pipeline.steps_per_epoch(config)
-    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, steps_per_epoch, 100), functions)
-    temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
-    step = loop.make_train_step(config, functions, tx, temperature)
-    state = loop.create_state(functions.params, functions.batch_stats, tx)
+    step = build_step(config, functions, pipeline.steps_per_epoch(config))
+    state = step.create_state(functions.params, functions.batch_stats)
     batches = pipeline.train_batches(config)
-    step = jax.jit(step, compiler_options=QUICK_COMPILATION)
+    key = jax.random.key(0)
+    run = step.run.lower(state, next(batches), key).compile(QUICK_COMPILATION)
     for _ in range(2):  # at the first the learning rate is still 0
-        state, metrics = step(state, next(batches), jax.random.key(0))
+        state, metrics = run(state, next(batches), key)
         assert all(math.isfinite(value) for value in jax.device_get(metrics).values()), metrics
     changed = jax.tree.map(lambda old, new: bool((np.asarray(old) != new).any()), functions.params, state.params)
     assert np.mean(jax.tree.leaves(changed)) > 0.9, changed  # not all: a hidden layer of two ReLUs may be dead

@@ -14,6 +14,7 @@ from basisnet_jax.basisnet import Outputs
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.training import distillation, loop, losses
+from basisnet_jax.training.step import create_state, make_train_step
 from basisnet_jax.workdir import checkpoint, runs
 
 
@@ -73,8 +74,8 @@ def one_step(config, batch, teacher=None, weights=None):
     """Metrics and gradient (as the change of the parameters) of one step."""
     functions = models.functional(models.create(config))
     tx = optax.scale(-1.0)
-    state = loop.create_state(functions.params, functions.batch_stats, tx)
-    step = jax.jit(loop.make_train_step(config, functions, tx, teacher=teacher and teacher.logits))
+    state = create_state(functions.params, functions.batch_stats, tx)
+    step = jax.jit(make_train_step(config, functions, tx, teacher=teacher and teacher.logits))
     new, metrics = step(state, batch, jax.random.key(0), weights)
     return metrics, jax.tree.map(lambda a, b: np.asarray(a - b), state.params, new.params)
 

@@ -48,7 +48,7 @@ def test_ranks_and_few_classes():
 
 def test_normalization_is_that_of_the_config(config):
     images = np.full((1, 2, 2, 1), 255, np.uint8)
-    np.testing.assert_allclose(preprocess.normalize(images, config), (1 - 0.3) / 0.35, rtol=1e-6)
+    np.testing.assert_allclose(preprocess.of(config).normalize(images), (1 - 0.3) / 0.35, rtol=1e-6)
 
 
 REPORT = {

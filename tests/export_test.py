@@ -56,7 +56,7 @@ def workdir(make_run, config, tmp_path_factory):
 def set_rule(workdir, images, **rule):
     """Makes the threshold that at which half of these images stop."""
     run, rule = runs.load(workdir), early_exit.Rule(**rule)
-    outputs = run.functions.evaluate(run.params, run.batch_stats, preprocess.normalize(images, run.config))
+    outputs = run.functions.evaluate(run.params, run.batch_stats, run.preprocess.normalize(images))
     rule = rule._replace(threshold=float(np.median(rule.confidence(outputs.preview_logits))))
     runs.write_json(f"{workdir}/evaluation.json", {"step": STEP, "early_termination": rule._asdict()})
 
@@ -229,7 +229,7 @@ def test_any_number_of_images(format, exported, images):
 def test_safetensors_load_back_as_the_model(exported, workdir, images):
     folder = exported("--format=safetensors")
     model, run = basisnet_jax.load(str(folder)), runs.load(workdir)
-    given = preprocess.normalize(images, run.config)
+    given = run.preprocess.normalize(images)
     expected = run.functions.evaluate(run.params, run.batch_stats, given)
     np.testing.assert_array_equal(model(given).logits, expected.logits)
     arrays = safetensors.numpy.load_file(folder / "weights.safetensors")
@@ -261,7 +261,7 @@ def test_folding_batch_norm_changes_nothing(config, images):
         if isinstance(module, batch_norm.BatchNorm):
             for variable, low in ((module.mean, -0.5), (module.var, 0.5), (module.scale, 0.5), (module.bias, -0.5)):
                 variable.set_value(random.uniform(low, low + 1, variable.shape).astype(np.float32))
-    given = preprocess.normalize(images, config)
+    given = preprocess.of(config).normalize(images)
     expected = model(given)
     folded = fold(model)
     assert not [module for _, module in nnx.iter_modules(folded) if isinstance(module, batch_norm.BatchNorm)]
@@ -277,7 +277,7 @@ def test_the_specialist_of_an_image_is_a_plain_network(workdir, files, images, t
     assert cli.main(["export", f"--workdir={workdir}", *flags]) == 0
     assert "mobilenet_v3_small" in capsys.readouterr().out
     plain, run = runs.load(str(tmp_path / "one")), runs.load(workdir)
-    given = preprocess.normalize(images[5:6], run.config)
+    given = run.preprocess.normalize(images[5:6])
     expected = run.functions.evaluate(run.params, run.batch_stats, given).logits
     found = plain.functions.evaluate(plain.params, plain.batch_stats, given).logits
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -289,7 +289,7 @@ def test_the_specialist_of_a_class_is_that_of_its_mean_coefficients(workdir, con
     assert cli.main(["export", *flags, "--class=7"]) == 0
     run = runs.load(workdir)
     batch = next(pipeline.eval_batches(config, "validation"))
-    outputs = run.functions.evaluate(run.params, run.batch_stats, preprocess.normalize(batch["image"], config))
+    outputs = run.functions.evaluate(run.params, run.batch_stats, preprocess.of(config).normalize(batch["image"]))
     mean = np.asarray(outputs.coefficients)[batch["label"] == 7].mean(axis=0)
     expected = nnx.to_pure_dict(nnx.state(basis.synthesize(run.model.specialist, mean), nnx.Param))
     assert np.ptp(np.asarray(outputs.coefficients), axis=0).max() > 0.1  # that of any other images is another

@@ -15,18 +15,17 @@ PROGRAM = """
 import jax, numpy as np
 from basisnet_jax import baselines, basisnet, models
 from basisnet_jax.configs import digits
-from basisnet_jax.training import optimizer
-from basisnet_jax.training.step import create_state, make_train_step
+from basisnet_jax.training.step import build_step
 
 config = digits.get_config("bases=3,width=0.2")
 functions = models.functional(models.create(config))
-tx = optimizer.create(config.optimizer, lambda step: 0.01, functions)
-step = jax.jit(make_train_step(config, functions, tx))
-state = create_state(functions.params, functions.batch_stats, tx)
+config.batch_size, config.optimizer.warmup_epochs = 8, 0.0
+step = build_step(config, functions, steps_per_epoch=100)
+state = step.create_state(functions.params, functions.batch_stats)
 batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8), "label": np.arange(8)}
 losses = []
 for _ in range(3):
-    state, metrics = step(state, batch, jax.random.key(0))
+    state, metrics = step.run(state, batch, jax.random.key(0))
     losses.append(float(metrics["loss"]))
 print(int(state.step), losses[-1] < losses[0])
 """

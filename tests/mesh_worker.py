@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import sys
-from functools import cache, partial
+from functools import cache
 
 import conftest
 import jax
@@ -21,8 +21,7 @@ from basisnet_jax import models
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.inference import evaluate
-from basisnet_jax.training import optimizer
-from basisnet_jax.training.step import create_state, make_train_step
+from basisnet_jax.training.step import build_step
 from basisnet_jax.workdir import checkpoint
 
 STEPS = 3
@@ -38,16 +37,9 @@ def functional(config: str) -> models.Functional:
 def start(config, mesh):
     """The functional, the first state on the mesh and the jitted step."""
     functions = functional(ml_collections.ConfigDict({**config, "fsdp": 1, "accumulate": 1}).to_json())
-    tx = optimizer.create(config.optimizer, lambda step: config.optimizer.learning_rate, functions)
-    make = partial(create_state, tx=tx)
-    shardings = partition.of_state(jax.eval_shape(make, functions.params, functions.batch_stats), mesh)
-    state = jax.jit(make, out_shardings=shardings)(functions.params, functions.batch_stats)
-    step = jax.jit(
-        make_train_step(config, functions, tx),
-        donate_argnums=0,
-        out_shardings=(shardings, partition.replicated(mesh)),
-    )
-    return functions, state, step
+    config.optimizer.warmup_epochs = 0.0
+    step = build_step(config, functions, steps_per_epoch=1000, mesh=mesh)
+    return functions, step.create_state(functions.params, functions.batch_stats), step.run
 
 
 def run(variant: str, config, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
+from basisnet_jax import preprocess
 from basisnet_jax.data import pipeline
 
 
@@ -58,7 +59,7 @@ def test_resizing_is_that_of_pillow_antialiased(config, method):
     side = round(0.875 * photo.height)
     left, top = (photo.width - side) // 2, (photo.height - side) // 2
     square = photo.crop((left, top, left + side, top + side))
-    seen = pipeline.evaluation_image(config, encoded.getvalue()).astype(float)
+    seen = pipeline.evaluation_image(preprocess.of(config), encoded.getvalue()).astype(float)
     errors = {}
     for other in ("bilinear", "bicubic"):
         expected = square.resize((64, 64), PIL.Image.Resampling[other.upper()])

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from basisnet_jax.configs import default
 
+from basisnet_jax import preprocess
 from basisnet_jax.data import decoding, imagenet, pipeline
 from basisnet_jax.errors import UserError
 
@@ -148,7 +149,10 @@ def test_grey_images_are_tiled_to_three_channels_and_resized(config):
 
 def test_a_grey_photograph_in_colour_becomes_the_channel_it_was(config):
     grey = np.random.default_rng(0).integers(0, 256, (20, 30, 1), np.uint8)
-    pixels = [decoding.to_uint8(decoding.resize(config, image)) for image in (grey, np.repeat(grey, 3, axis=-1))]
+    pixels = [
+        decoding.to_uint8(decoding.resize(preprocess.of(config), image))
+        for image in (grey, np.repeat(grey, 3, axis=-1))
+    ]
     np.testing.assert_array_equal(*pixels)
 
 
@@ -158,7 +162,7 @@ def test_side_after_side_an_image_is_resized_as_tensorflow_does(config, method, 
     config.resize, config.image_size, config.channels = method, 16, shape[-1]
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = tf.image.resize(image, [16, 16], method, antialias=True)
-    np.testing.assert_allclose(decoding.resize(config, image), expected, atol=1e-4)
+    np.testing.assert_allclose(decoding.resize(preprocess.of(config), image), expected, atol=1e-4)
 
 
 def test_the_number_of_classes_can_be_left_to_the_dataset(config):

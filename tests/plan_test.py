@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from basisnet_jax import cli, plan
+from basisnet_jax import cli, models, plan
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
@@ -77,7 +77,7 @@ def test_numbers_agree_with_each_other(planned, tiny):
 
 
 def params(config) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(plan.abstract(config).params))
+    return sum(leaf.size for leaf in jax.tree.leaves(plan.abstract(models.create_abstract(config)).params))
 
 
 @compiled

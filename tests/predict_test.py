@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from basisnet_jax import basis, basisnet, cli, early_exit, madds, models, preprocess
+from basisnet_jax import basis, basisnet, cli, early_exit, madds, preprocess
 from basisnet_jax.data import decoding, folder, pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import predict as predict_lib
@@ -63,20 +63,20 @@ def by_evaluation(workdir, images):
     """[(label, confidence)] of the preview and of the final head for images as evaluation has them, in one batch."""
     run = runs.load(workdir)
     evaluated = jax.jit(run.functions.evaluate)
-    outputs = evaluated(run.params, run.batch_stats, preprocess.normalize(images, run.config))
+    outputs = evaluated(run.params, run.batch_stats, run.preprocess.normalize(images))
     heads = [np.asarray(logits) for logits in (outputs.preview_logits, outputs.logits) if logits is not None]
     return [(np.argmax(logits, -1), np.asarray(early_exit.confidence(logits))) for logits in heads]
 
 
 def costs(workdir):
     config = runs.load_config(workdir)
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     return {"preview": madds.preview_only(items), "specialist": madds.total(items), "network": madds.total(items)}
 
 
 def test_a_file_is_seen_as_evaluation_sees_it(config, digits):
     paths, images = digits
-    seen = [pipeline.evaluation_image(config, folder.encode(pathlib.Path(path))) for path in paths]
+    seen = [pipeline.evaluation_image(preprocess.of(config), folder.encode(pathlib.Path(path))) for path in paths]
     np.testing.assert_array_equal(seen, images)
 
 
@@ -163,7 +163,9 @@ def test_answers_in_the_order_of_the_input_whatever_the_batches(predict, digits,
     paths, _ = digits
     workdir = request.getfixturevalue(kind)
     config = runs.load_config(workdir)
-    images = np.stack([pipeline.evaluation_image(config, pathlib.Path(path).read_bytes()) for path in paths])
+    images = np.stack(
+        [pipeline.evaluation_image(preprocess.of(config), pathlib.Path(path).read_bytes()) for path in paths]
+    )
     heads = by_evaluation(workdir, images)
     threshold = float(np.median(heads[0][1]))
     monkeypatch.setattr(predict_lib, "BATCH_SIZE", 3)
@@ -231,7 +233,7 @@ def test_odd_files_into_three_channels(predict, static_workdir, tmp_path):
     # The square at the centre, 0.8 of the shorter side, which is round(19.2) = 19 pixels.
     config = runs.load_config(static_workdir)
     centre = np.stack([photo[2:21, 10:29]] * 3, -1)
-    pixels = decoding.to_uint8(decoding.resize(config, centre)).numpy()
+    pixels = decoding.to_uint8(decoding.resize(preprocess.of(config), centre)).numpy()
     (labels, confidences), *_ = by_evaluation(static_workdir, pixels[None])
     assert {row["label"] for row in rows} == {str(labels[0])}
     np.testing.assert_allclose([row["confidence"] for row in rows], confidences[0], rtol=1e-4)

@@ -20,7 +20,8 @@ import pytest
 from basisnet_jax import cli, models, parsing
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
-from basisnet_jax.training import loop, optimizer
+from basisnet_jax.training import optimizer
+from basisnet_jax.training.step import create_state, make_train_step
 from basisnet_jax.workdir import runs
 
 # 16 steps, 8 an epoch. Checkpoints at 5, 8, 10, 15 and 16: most of them in the middle of an epoch.
@@ -330,8 +331,8 @@ def one_step(config, tx=None):
     """The jitted train step of a config and its first state; `tx` stands in for the config's optimizer."""
     functions = models.functional(models.create(config))
     tx = tx or optimizer.create(config.optimizer, lambda count: 0.01, functions)
-    state = jax.jit(loop.create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
-    train_step = jax.jit(loop.make_train_step(config, functions, tx))
+    state = jax.jit(create_state, static_argnums=2)(functions.params, functions.batch_stats, tx)
+    train_step = jax.jit(make_train_step(config, functions, tx))
     return lambda state, batch: train_step(state, batch, jax.random.key(config.seed)), state
 
 

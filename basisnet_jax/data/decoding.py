@@ -3,13 +3,14 @@
 import tensorflow as tf
 
 from basisnet_jax.errors import UserError
+from basisnet_jax.preprocess import Preprocess
 
 RESIZE_METHODS = {"bilinear": "triangle", "bicubic": "keyscubic"}  # as TensorFlow's ScaleAndTranslate calls them
 
 
-def centre(config, feature, encoded):
+def centre(seen: Preprocess, feature, encoded):
     """What evaluation sees of an encoded image: uint8 [image_size, image_size, channels]."""
-    return to_uint8(resize(config, decode_centre(feature, encoded, config.eval_crop)))
+    return to_uint8(resize(seen, decode_centre(feature, encoded, seen.eval_crop)))
 
 
 def decode_centre(feature, encoded, fraction):
@@ -59,14 +60,14 @@ def to_uint8(image):
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
-def resize(config, image):
+def resize(seen: Preprocess, image):
     """uint8 [h, w, 1 or 3] -> float32 [image_size, image_size, channels] in 0..255."""
-    check_resize(config)
+    check_resize(seen)
     # Before it is resized, an image that is grey all along turns into exactly the one channel that it was made of.
-    if image.shape[-1] == 3 and config.channels == 1:
+    if image.shape[-1] == 3 and seen.channels == 1:
         image = tf.image.rgb_to_grayscale(image)
-    image = _resize_sides(image, config.image_size, RESIZE_METHODS[config.resize])
-    return tf.tile(image, [1, 1, 3]) if image.shape[-1] == 1 and config.channels == 3 else image
+    image = _resize_sides(image, seen.image_size, RESIZE_METHODS[seen.resize])
+    return tf.tile(image, [1, 1, 3]) if image.shape[-1] == 1 and seen.channels == 3 else image
 
 
 def _resize_sides(image, size, kernel):
@@ -94,6 +95,6 @@ def _resize_sides(image, size, kernel):
     return tf.reshape(tf.transpose(tf.reshape(columns, [size * channels, size])), [size, size, channels])
 
 
-def check_resize(config):
-    if config.resize not in RESIZE_METHODS:
-        raise UserError(f"config.resize={config.resize!r}, expected one of {', '.join(RESIZE_METHODS)}")
+def check_resize(seen: Preprocess):
+    if seen.resize not in RESIZE_METHODS:
+        raise UserError(f"config.resize={seen.resize!r}, expected one of {', '.join(RESIZE_METHODS)}")

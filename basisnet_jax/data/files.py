@@ -12,6 +12,7 @@ import numpy as np
 
 from basisnet_jax.data import folder, pipeline
 from basisnet_jax.errors import UserError
+from basisnet_jax.preprocess import Preprocess
 
 READ_AHEAD = 128  # images
 
@@ -26,12 +27,12 @@ def list_files(inputs: list[str]) -> list[str]:
     return paths
 
 
-def read(config, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception]]:
+def read(seen: Preprocess, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception]]:
     """Every path, in order, with the image as evaluation sees it, uint8 [H, W, C], or with what is wrong."""
 
     def read_one(path):
         try:
-            return path, pipeline.evaluation_image(config, folder.encode(pathlib.Path(path)))
+            return path, pipeline.evaluation_image(seen, folder.encode(pathlib.Path(path)))
         except UserError:
             raise
         except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file

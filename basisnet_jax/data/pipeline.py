@@ -26,8 +26,10 @@ from clu import deterministic_data
 
 import basisnet_jax.data.digits
 import basisnet_jax.data.glyphs  # noqa: F401  (both register their names with TFDS)
+from basisnet_jax import preprocess
 from basisnet_jax.data import augment, autoaugment, decoding, folder, imagenet, operations
 from basisnet_jax.errors import UserError
+from basisnet_jax.preprocess import Preprocess
 
 Batches = Iterator[dict[str, np.ndarray]]
 
@@ -52,11 +54,11 @@ def train_batches(config, first_step: int = 0, *, ids=False, process_index=None,
     split = tfds.even_splits(config.train_split, count, drop_remainder=True)[index]
     steps, batch_size = steps_per_epoch(config, process_count=count), _per_host(config, "batch_size", count)
     epoch, skip = divmod(first_step, steps)
-    preprocess = _preprocess(ds_builder, config, ids)
+    prepare = _prepared(ds_builder, config, ids)
 
     @_plain
     def batches(ds):
-        return _to_numpy(ds.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+        return _to_numpy(ds.map(prepare, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
 
     if _fits_in_memory(ds_builder):
         examples = _in_memory(ds_builder.data_dir, split)
@@ -101,7 +103,7 @@ def eval_batches(config, split: str, *, ids=False, process_index=None, process_c
         ds = tf.data.Dataset.from_tensor_slices(_in_memory(ds_builder.data_dir, share))
     else:
         ds = _read(ds_builder, share)
-    ds = ds.take(num_own).map(_preprocess(ds_builder, config, ids), num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.take(num_own).map(_prepared(ds_builder, config, ids), num_parallel_calls=tf.data.AUTOTUNE)
     ds = deterministic_data.pad_dataset(ds, batch_dims=[batch_size], pad_up_to_batches=num_batches, cardinality=num_own)
     return _to_numpy(ds, batch_size)
 
@@ -143,11 +145,11 @@ def fingerprint(config) -> str:
     return f"{ds_builder.info.full_name} {sizes}"
 
 
-def evaluation_image(config, encoded: bytes) -> np.ndarray:
+def evaluation_image(seen: Preprocess, encoded: bytes) -> np.ndarray:
     """An encoded RGB or grey image, pixel for pixel as evaluation sees it: uint8 [image_size, image_size, channels]."""
     _keep_tensorflow_off_accelerators()
     feature = tfds.features.Image(shape=(None, None, 3))
-    return decoding.centre(config, feature, encoded).numpy()
+    return decoding.centre(seen, feature, encoded).numpy()
 
 
 def builder(config) -> tfds.core.DatasetBuilder:
@@ -158,7 +160,7 @@ def builder(config) -> tfds.core.DatasetBuilder:
         be found out) or number of channels are not what the config says; or the data are not there and cannot be
         fetched.
     """
-    decoding.check_resize(config)
+    decoding.check_resize(preprocess.of(config))
     _keep_tensorflow_off_accelerators()
     name = config.dataset
     try:
@@ -267,25 +269,25 @@ def _read(ds_builder, split, seed=None):
     )
 
 
-def _preprocess(ds_builder, config, ids=False):
+def _prepared(ds_builder, config, ids=False):
     """Function of an undecoded example and, for training, its index in the epoch and the epoch's random words."""
-    amounts = config.augment
+    seen, amounts = preprocess.of(config), config.augment
     feature = ds_builder.info.features["image"]
 
     @tf.function(autograph=False)  # Traced once, not again for every epoch.
-    def preprocess(example, index=None, words=None):
+    def prepare(example, index=None, words=None):
         row = {"label": tf.cast(example["label"], tf.int32)}
         if ids:
             row["id"] = example["tfds_id"]
         if words is None:
-            return {"image": decoding.centre(config, feature, example["image"]), **row}
+            return {"image": decoding.centre(seen, feature, example["image"]), **row}
         # A word and an index make a seed: what stateless_fold_in would give, without its cost for every example.
         seeds = [tf.stack([words[i], index]) for i in range(1, 6)]
         if amounts.crop:
             image = decoding.decode_distorted_crop(feature, example["image"], amounts.crop, seeds[0])
         else:
             image = decoding.decode_centre(feature, example["image"], 1.0)
-        image = decoding.resize(config, image)
+        image = decoding.resize(seen, image)
         image = augment.affine(image, seeds[1], shift=amounts.shift, rotation=amounts.rotation, zoom=amounts.zoom)
         image = decoding.to_uint8(image)
         image = augment.random_flip(image, seeds[2]) if amounts.flip else image
@@ -297,7 +299,7 @@ def _preprocess(ds_builder, config, ids=False):
             image = operations.random_erasing(image, seeds[4], probability=amounts.erasing)
         return {"image": image, **row}
 
-    return preprocess
+    return prepare
 
 
 def _to_numpy(ds, batch_size):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from basisnet_jax import early_exit, madds, models, preprocess
+from basisnet_jax import early_exit, madds
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
 from basisnet_jax.export.output import written
@@ -30,7 +30,12 @@ FORMATS = {
     "safetensors": safetensors,
 }
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.2}  # by precision, relative to the largest logit
-PREPROCESSING = ("image_size", "channels", "resize", "eval_crop")  # what `pipeline.evaluation_image` reads of a config
+PREPROCESSING = (
+    "image_size",
+    "channels",
+    "resize",
+    "eval_crop",
+)  # of an image, before the functions see it
 
 
 def export(
@@ -104,7 +109,7 @@ def rule_of(run: runs.Run, workdir: str, threshold: float | None) -> early_exit.
 def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
     """What `model.json` says of a model, whatever the format."""
     config = run.config
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     costs = {"network": madds.total(items)}
     early = {}
     if config.model == "basisnet":
@@ -123,7 +128,7 @@ def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
                 "inputs": {key: {"shape": a.shape, "dtype": str(a.dtype)} for key, a in inputs.items()},
                 "madds": costs[name],  # of an image whose answer this stage gives
             }
-            for name, inputs in stages.inputs(run.model, config).items()
+            for name, inputs in stages.inputs(run.model, run.preprocess).items()
         },
         **early,
         "versions": {name: importlib.metadata.version(name) for name in ("basisnet_jax", "jax", "flax")},

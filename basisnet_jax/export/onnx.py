@@ -23,7 +23,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
     onnx = required("onnx")
     required("onnxruntime")  # to run it, which verification does
     graphs = {}
-    for stage in stages.of(run.model, run.config, rule, kernels="oihw"):
+    for stage in stages.of(run.model, run.preprocess, rule, kernels="oihw"):
         path = folder / f"{stage.name}.onnx"
         options = dict(save_as_external_data=True, location=f"{stage.name}.weights", size_threshold=1024)
         onnx.save(converted(stage), path, **options)

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from basisnet_jax import models
+from basisnet_jax import models, preprocess
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import stages
@@ -30,8 +30,8 @@ def named(params: dict, batch_stats: dict) -> dict[str, jax.Array]:
 
 
 def load(folder: pathlib.Path, manifest: dict) -> dict:
-    config, rule = ml_collections.ConfigDict(manifest["config"]), Rule(**manifest.get("early_exit", {}))
-    return {stage.name: jax.jit(stage) for stage in stages.of(model(folder, manifest), config, rule)}
+    seen, rule = preprocess.of(ml_collections.ConfigDict(manifest["config"])), Rule(**manifest.get("early_exit", {}))
+    return {stage.name: jax.jit(stage) for stage in stages.of(model(folder, manifest), seen, rule)}
 
 
 def model(folder: pathlib.Path, manifest: dict) -> nnx.Module:

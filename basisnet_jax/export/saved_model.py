@@ -13,7 +13,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
     import tensorflow as tf
 
     module, signatures = tf.Module(), {}
-    of_model = stages.of(run.model, run.config, rule)
+    of_model = stages.of(run.model, run.preprocess, rule)
     module.weights = [tf.Variable(array) for array in of_model[0].weights]  # as constants they would be stored twice
     for stage in of_model:
         specs = [tf.TensorSpec((None, *array.shape), array.dtype, name=key) for key, array in stage.inputs.items()]

@@ -45,7 +45,7 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
 
 
 def of_image(config, path: str) -> np.ndarray:
-    [(_, image)] = files.read(config, [path])
+    [(_, image)] = files.read(preprocess.of(config), [path])
     if isinstance(image, Exception):
         raise UserError(folder.unreadable(path, image))
     return image[None]
@@ -72,7 +72,7 @@ def mean_coefficients(run: runs.Run, images: np.ndarray) -> jax.Array:
 
     @jax.jit
     def coefficients(images):
-        return nnx.merge(graph, state, copy=True).preview_stage(preprocess.normalize(images, run.config))[1]
+        return nnx.merge(graph, state, copy=True).preview_stage(run.preprocess.normalize(images))[1]
 
     size = run.config.eval_batch_size
     found = [coefficients(images[i : i + size]) for i in range(0, len(images), size)]

@@ -15,7 +15,7 @@ from basisnet_jax.ops import platforms
 
 def write(run, rule, folder: pathlib.Path) -> dict:
     (batch,) = export.symbolic_shape("b")
-    for stage in stages.of(run.model, run.config, rule):
+    for stage in stages.of(run.model, run.preprocess, rule):
         specs = [jax.ShapeDtypeStruct((batch, *array.shape), array.dtype) for array in stage.inputs.values()]
         with platforms.paths_for("gpu"):
             exported = export.export(jax.jit(stage), platforms=stages.PLATFORMS)(*specs)

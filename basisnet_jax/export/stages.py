@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, preprocess
+from basisnet_jax import basis
+from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
 from basisnet_jax.ops.windows import explicit_padding
+from basisnet_jax.preprocess import Preprocess
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # for which formats that are not of one device are compiled
 
@@ -34,14 +36,14 @@ class Stage:
         return self.function(self.weights, *inputs)
 
 
-def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stage]:
+def of(model: nnx.Module, seen: Preprocess, rule: Rule, kernels: str = "any") -> list[Stage]:
     """The stages of a model in evaluation mode, computing in float32.
 
     preview: images -> logits (`rule.scaled`), confidence, coefficients; specialist: images, coefficients -> logits;
     network: images -> logits.
 
     Args:
-      config: the run's.
+      seen: what the model sees of an image.
       rule: what the preview's confidence means.
       kernels: "any" for any number of images; "hwio" or "oihw" for one at a time, by the layout that the runtime wants.
     """
@@ -62,15 +64,15 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
     weights, tree = jax.tree.flatten(state)
 
     def network(model, images):
-        outputs = model(preprocess.normalize(images, config))
+        outputs = model(seen.normalize(images))
         return {"logits": getattr(outputs, "logits", outputs)}
 
     def preview(model, images):
-        logits, coefficients = model.preview_stage(preprocess.normalize(images, config))
+        logits, coefficients = model.preview_stage(seen.normalize(images))
         return {"logits": rule.scaled(logits), "confidence": rule.confidence(logits), "coefficients": coefficients}
 
     def specialist(model, images, coefficients):
-        return {"logits": model.specialist_stage(preprocess.normalize(images, config), coefficients)}
+        return {"logits": model.specialist_stage(seen.normalize(images), coefficients)}
 
     def stage(call, inputs):
         def function(weights, *inputs):
@@ -79,13 +81,13 @@ def of(model: nnx.Module, config, rule: Rule, kernels: str = "any") -> list[Stag
         return Stage(call.__name__, function, weights, inputs)
 
     calls = {call.__name__: call for call in (network, preview, specialist)}
-    return [stage(calls[name], of_stage) for name, of_stage in inputs(model, config).items()]
+    return [stage(calls[name], of_stage) for name, of_stage in inputs(model, seen).items()]
 
 
-def inputs(model: nnx.Module, config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def inputs(model: nnx.Module, seen: Preprocess) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """The inputs of every stage, by the names of both, without the batch axis."""
-    image = jax.ShapeDtypeStruct(preprocess.image_shape(config), jnp.uint8)
-    if config.model != "basisnet":
+    image = jax.ShapeDtypeStruct(seen.shape, jnp.uint8)
+    if not isinstance(model, BasisNet):
         return {"network": {"images": image}}
     coefficients = jax.ShapeDtypeStruct((model.num_vectors, model.num_bases), jnp.float32)
     return {"preview": {"images": image}, "specialist": {"images": image, "coefficients": coefficients}}

@@ -23,7 +23,7 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
 
     required("ai_edge_litert")  # to run it, which verification does
     with platforms.paths_for("gpu"):
-        module, signatures = traced(stages.of(run.model, run.config, rule, kernels="hwio"))
+        module, signatures = traced(stages.of(run.model, run.preprocess, rule, kernels="hwio"))
     with tempfile.TemporaryDirectory(dir=folder) as saved_model:
         tf.saved_model.save(module, saved_model, signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(signatures))

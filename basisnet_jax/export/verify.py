@@ -22,7 +22,7 @@ CALLS = 20  # of each stage, for its latency
 def examples(config, images: str | None, most: int | None = MOST) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 [n, H, W, C] as evaluation sees them, and their labels [n] where they come from the validation split."""
     if images is not None:
-        read = list(files.read(config, files.list_files([images])[:most]))
+        read = list(files.read(preprocess.of(config), files.list_files([images])[:most]))
         for path, image in read:
             if isinstance(image, Exception):
                 raise UserError(folder.unreadable(path, image))
@@ -79,7 +79,7 @@ def by_jax(run: runs.Run, rule: Rule, images: np.ndarray) -> dict[str, dict[str,
     model.set_attributes(dtype=jnp.float32, raise_if_not_found=False)
     evaluated = jax.jit(models.functional(model).evaluate)
     outputs = [
-        evaluated(run.params, run.batch_stats, preprocess.normalize(images[i : i + BATCH_SIZE], run.config))
+        evaluated(run.params, run.batch_stats, run.preprocess.normalize(images[i : i + BATCH_SIZE]))
         for i in range(0, len(images), BATCH_SIZE)
     ]
     outputs = jax.tree.map(lambda *arrays: np.concatenate(arrays), *outputs)

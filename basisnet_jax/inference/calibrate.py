@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from basisnet_jax import early_exit, madds, models, preprocess
+from basisnet_jax import early_exit, madds
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
@@ -47,7 +47,7 @@ def calibrate(
     config = runs.load_config(workdir)
     if config.model != "basisnet":
         raise UserError(f"{workdir} holds a {config.model!r} model, which has no preview to stop at")
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     costs = madds.preview_only(items), madds.total(items)
     if target_madds is not None and not costs[0] <= target_madds <= costs[1]:
         limits = f"from {costs[0]:,} (all images stop) to {costs[1]:,} (none does)"

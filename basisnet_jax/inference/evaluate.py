@@ -58,7 +58,7 @@ def write_report(
     per_example = make_per_example(config, functions, mesh, rule)
     averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
     raw = per_example(state["params"], state["batch_stats"], config.test_split)
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     report = {
         **summarize(averaged),
         "madds": madds.total(items),
@@ -98,10 +98,10 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
     The preview's confidence is that of the rule, without one its largest probability. With `logits`, its logits, the
     labels and the final answers (`prediction` and its `probability`) are among the arrays.
     """
-    rule = rule or Rule()
+    rule, seen = rule or Rule(), preprocess.of(config)
 
     def step(params, batch_stats, batch):
-        outputs = functions.evaluate(params, batch_stats, preprocess.normalize(batch["image"], config))
+        outputs = functions.evaluate(params, batch_stats, seen.normalize(batch["image"]))
         targets = losses.targets(batch["label"], config.num_classes)
         rows = {"mask": batch["mask"], **_head(outputs.logits, targets, batch["label"], "")}
         if outputs.preview_logits is not None:

@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
-import ml_collections
 import numpy as np
 
-from basisnet_jax import early_exit, madds, models, preprocess
+from basisnet_jax import early_exit, madds
 from basisnet_jax import export as exports
 from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
+from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import runs
 
 BATCH_SIZE = 64  # images, where there are so many
@@ -58,12 +58,12 @@ def predict(
             "no images given, expected basisnet predict --workdir=DIR with files, folders or - for a list on stdin"
         )
     if export is not None:
-        config, names, answer = of_export(export, threshold)
+        seen, names, answer = of_export(export, threshold)
     else:
         run = runs.load(workdir, which)
-        names, config = runs.load_classes(workdir, run.config.num_classes), run.config
+        names, seen = runs.load_classes(workdir, run.config.num_classes), run.preprocess
         rule = runs.rule(workdir, run.step, threshold)
-        if rule is None and config.model == "basisnet":
+        if rule is None and run.config.model == "basisnet":
             print(
                 f"basisnet: no threshold is known for step {run.step}: no image stops at the preview", file=sys.stderr
             )
@@ -89,7 +89,7 @@ def predict(
             yield np.stack(images)
 
     # Whatever ends this, such as a closed pipe, first ends the threads that read.
-    with contextlib.closing(files.read(config, paths)) as reads:
+    with contextlib.closing(files.read(seen, paths)) as reads:
         for label, confidence, stage, cost in answer(batches()):
             show(dict(zip(FIELDS, (waiting.popleft(), names[label], confidence, stage, cost), strict=True)))
     if unread:
@@ -98,11 +98,7 @@ def predict(
 
 def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
     """`answer(batches)`: label, confidence, stage and multiply-adds of every image in batches of uint8 [n, H, W, C]."""
-    config = run.config
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
-
-    def prepare(images):
-        return preprocess.normalize(images, config)
+    items, prepare = madds.of(run.config), run.preprocess.normalize
 
     @jax.jit
     def evaluated(params, batch_stats, images):
@@ -112,7 +108,7 @@ def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterabl
         logits = evaluated(run.params, run.batch_stats, early_exit.padded(images, batch_size))
         return early_exit.Answers(np.asarray(logits, np.float32)[: len(images)], np.zeros(len(images), bool))
 
-    if config.model == "basisnet":
+    if run.config.model == "basisnet":
         stages = ("specialist", madds.total(items)), ("preview", madds.preview_only(items))
         two_stage = early_exit.TwoStage(run.model, rule, batch_size, prepare)
     else:
@@ -132,8 +128,8 @@ def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterabl
     return answer
 
 
-def of_export(directory: str, threshold: float | None) -> tuple[ml_collections.ConfigDict, list[str], Callable]:
-    """What reading images needs of a config, the names of the classes, and an `answer` as `make_answer` gives it."""
+def of_export(directory: str, threshold: float | None) -> tuple[Preprocess, list[str], Callable]:
+    """What the export sees of an image, the names of the classes, and an `answer` as `make_answer` gives it."""
     exported = exports.load(directory)
     manifest, functions = exported.manifest, exported.functions
     rule = exported.rule if threshold is None else exported.rule._replace(threshold=threshold)
@@ -147,7 +143,7 @@ def of_export(directory: str, threshold: float | None) -> tuple[ml_collections.C
                 outputs = functions[stage](image[None], outputs["coefficients"])
             yield *labelled(np.asarray(outputs["logits"])[0]), stage, manifest["stages"][stage]["madds"]
 
-    return ml_collections.ConfigDict(manifest["preprocessing"]), manifest["classes"], answer
+    return Preprocess(**manifest["preprocessing"]), manifest["classes"], answer
 
 
 def labelled(logits: np.ndarray) -> tuple[int, float]:

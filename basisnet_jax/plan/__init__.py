@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import ml_collections
 import tensorflow_datasets as tfds
 from flax import nnx
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from basisnet_jax import basis, madds, models, preprocess
 from basisnet_jax.data import pipeline
@@ -25,8 +25,8 @@ from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.ops import platforms
 from basisnet_jax.plan import hlo
-from basisnet_jax.training import distillation, optimizer
-from basisnet_jax.training.step import create_state, make_train_step
+from basisnet_jax.training import distillation
+from basisnet_jax.training.step import build_step
 
 
 class Chip(NamedTuple):
@@ -121,9 +121,10 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
     with platforms.paths_for("tpu"):
         share = config.batch_size // config.accumulate // len(devices)
         model = models.create_abstract(config)
-        report["paths"] = madds.execution(madds.count(model, preprocess.image_shape(config), share))
+        report["paths"] = madds.execution(madds.count(model, preprocess.of(config).shape, share))
         report["mixed_again"] = any(layer.mixes_again for layer in basis.basis_layers(model).values())
-        lowered = lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples)
+        mesh = partition.create_mesh(config.batch_size, config.fsdp, devices)
+        lowered = lower(config, abstract(model), mesh, examples)
     try:
         compiled = lowered.compile(COMPILER_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
@@ -169,21 +170,16 @@ def smaller(config, devices, chip: Chip, examples: int | None, excess: float) ->
     return None
 
 
-def lower(config, mesh, examples: int | None) -> jax.stages.Lowered:
-    """The train step as `training.loop.train` makes it, from shapes alone, on a mesh of devices that may not exist."""
-    functions = abstract(config)
+def lower(config, functions: models.Functional, mesh: Mesh, examples: int | None) -> jax.stages.Lowered:
+    """The train step of a run, from shapes alone (`abstract`), on a mesh of devices that may not exist."""
     steps_per_epoch = (examples or 1_000 * config.batch_size) // config.batch_size  # sets constants of schedules only
     if not steps_per_epoch:
         raise UserError(f"config.batch_size is {config.batch_size}, which the {examples} training examples do not fill")
-    rate = optimizer.schedule(config.optimizer, steps_per_epoch, round(config.num_epochs * steps_per_epoch))
-    tx = optimizer.create(config.optimizer, rate, functions)
     over_batch, replicated = partition.over_batch(mesh), partition.replicated(mesh)
 
     def placed(shapes, shardings):
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
-    state = jax.eval_shape(partial(create_state, tx=tx), functions.params, functions.batch_stats)
-    shardings = partition.of_state(state, mesh)
     size, images = config.batch_size, (config.image_size, config.image_size, config.channels)
     batch = {
         "image": jax.ShapeDtypeStruct((size, *images), jnp.uint8, sharding=over_batch),
@@ -196,14 +192,14 @@ def lower(config, mesh, examples: int | None) -> jax.stages.Lowered:
     elif teacher:
         constants.append(placed(teacher.weights, partition.of_state(teacher.weights, mesh)))
         logits = teacher.logits
-    step = make_train_step(config, functions, tx, optimizer.temperature(config.coefficients, steps_per_epoch), logits)
-    step = jax.jit(partition.inside(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated))
-    return step.lower(placed(state, shardings), batch, *constants)
+    step = build_step(config, functions, steps_per_epoch, mesh, logits)
+    state = jax.eval_shape(step.create_state, functions.params, functions.batch_stats)
+    return step.run.lower(placed(state, step.shardings), batch, *constants)
 
 
-def abstract(config) -> models.Functional:
-    """`models.functional` with the shapes of params and statistics; what else the model holds, its keys, is zero."""
-    graph, params, batch_stats, rest = nnx.split(models.create_abstract(config), nnx.Param, nnx.BatchStat, ...)
+def abstract(model: nnx.Module) -> models.Functional:
+    """`models.functional` of a model with shapes in place of arrays; what else it holds, its keys, is zero."""
+    graph, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
     def zero(leaf):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basisnet_jax import coefficients, early_exit, madds, models, preprocess
+from basisnet_jax import coefficients, early_exit, madds
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Point, Rule
@@ -43,7 +43,7 @@ def measure(workdir: str, which: str | None, split: str | None, images: int) -> 
     rule = runs.rule(workdir, run.step, None) if config.model == "basisnet" else None
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     per_example = evaluate.make_per_example(config, run.functions, mesh, rule, logits=True)
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     return Measured(
         run,
         split,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from basisnet_jax import basisnet, preprocess
+from basisnet_jax import basisnet
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
@@ -62,7 +62,7 @@ def load(config) -> Teacher | None:
 
     def logits(weights, pixels):
         pixels = jnp.broadcast_to(pixels, (*pixels.shape[:-1], run.config.channels))  # grey to RGB
-        images = preprocess.normalize(basisnet.resize(pixels, run.config.image_size), run.config)
+        images = run.preprocess.normalize(basisnet.resize(pixels, run.config.image_size))
         return run.functions.evaluate(*weights, images).logits.astype(jnp.float32)
 
     name = f"{os.path.realpath(fields.teacher)} step {run.step}"

@@ -6,13 +6,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import jax
 import ml_collections
 from absl import logging
 from clu import parameter_overview, periodic_actions
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from basisnet_jax import coefficients, madds, models, preprocess
@@ -21,8 +21,8 @@ from basisnet_jax.distributed import partition, preemption
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
 from basisnet_jax.models import Functional
-from basisnet_jax.training import distillation, initial_weights, optimizer
-from basisnet_jax.training.step import TrainState, create_state, make_train_step
+from basisnet_jax.training import distillation, initial_weights
+from basisnet_jax.training.step import TrainState, build_step
 from basisnet_jax.workdir import checkpoint, runs
 
 
@@ -44,9 +44,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     if checkpoint.newest(workdir) is None:
         functions = initial_weights.initialized(config, functions)
     teacher = distillation.load(config)
-    learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, total_steps)
-    tx = optimizer.create(config.optimizer, learning_rate, functions)
-    temperature = optimizer.temperature(config.coefficients, steps_per_epoch)
+    teacher_runs = teacher is not None and not config.distillation.cache
+    built = build_step(config, functions, steps_per_epoch, mesh, teacher.logits if teacher_runs else None)
     runs.claim(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
     runs.write_classes(workdir, pipeline.class_names(config))
 
@@ -60,9 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         stack.enter_context(runs.locked(workdir))
         checkpoint.set_damaged_aside(workdir)
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, config.keep_checkpoints)))
-        create = partial(create_state, tx=tx)
-        shardings = partition.of_state(jax.eval_shape(create, functions.params, functions.batch_stats), mesh)
-        state = jax.jit(create, out_shardings=shardings)(functions.params, functions.batch_stats)
+        state = built.create_state(functions.params, functions.batch_stats)
         first_step = checkpoints.latest_step() or 0
         if first_step:
             state = checkpoint.restore(checkpoints, first_step, state)
@@ -70,10 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
             return finished_report(config, workdir, functions, state, first_step)
         print_overview(config, workdir, model, total_steps, first_step)
 
-        batches, teacher_logits, constants = with_teacher(config, teacher, first_step, mesh)
-        train_step = make_train_step(config, functions, tx, temperature, teacher_logits)
-        train_step = partition.inside(mesh, train_step)
-        train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh)))
+        batches, constants = inputs(config, teacher, first_step, mesh)
         eval_mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
         validate = evaluate.make_per_example(config, functions, eval_mesh)
         eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
@@ -82,14 +76,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         advance = stack.enter_context(progress(first_step, total_steps))
         watch = Watch(checkpoints)
         for step in range(first_step + 1, total_steps + 1):
-            state, metrics = train_step(state, next(batches), *constants)
+            state, metrics = built.run(state, next(batches), *constants)
             # While the device works on this step, the host reads what the one before has left.
             watch.read()
             watch.pending = (step, metrics)
             advance(step)
             if step % config.log_every_steps == 0 or step == total_steps:
                 means = watch.means()
-                log.write(step, "train", {**means, "learning_rate": float(learning_rate(step - 1))})
+                log.write(step, "train", {**means, "learning_rate": float(built.learning_rate(step - 1))})
             stops = preempted(step) and step < total_steps
             evaluates = (step % eval_every == 0 and not stops) or step == total_steps
             if evaluates:
@@ -112,8 +106,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     return report
 
 
-def with_teacher(config, teacher: distillation.Teacher | None, first_step: int, mesh):
-    """The batches on their devices, what computes the teacher's logits (or None), and the constants of the step."""
+def inputs(config, teacher: distillation.Teacher | None, first_step: int, mesh: Mesh) -> tuple[Iterator[dict], tuple]:
+    """The batches on their devices, and what every step takes besides: the key and a running teacher's weights."""
     reads = teacher is not None and bool(config.distillation.cache)
     batches = pipeline.train_batches(config, first_step, ids=reads)
     key = jax.random.key(config.seed)
@@ -121,9 +115,9 @@ def with_teacher(config, teacher: distillation.Teacher | None, first_step: int, 
         batches = distillation.with_stored(config, teacher, batches)
     batches = partition.on_device(batches, mesh)
     if teacher is None or reads:
-        return batches, None, (key,)
+        return batches, (key,)
     weights = jax.device_put(teacher.weights, partition.of_state(teacher.weights, mesh))
-    return batches, teacher.logits, (key, weights)
+    return batches, (key, weights)
 
 
 def warn_of_collapse(summary: dict[str, float], functions: Functional) -> None:
@@ -162,7 +156,7 @@ def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, fi
     if jax.process_index() == 0:
         with open(os.path.join(workdir, "parameters.txt"), "w") as file:
             print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
-    items = madds.count(model, preprocess.image_shape(config))
+    items = madds.count(model, preprocess.of(config).shape)
     parts = ", ".join(f"{part} {cost / 1e6:.2f}M" for part, cost in madds.summary(items).items())
     print(f"{parameter_overview.count_parameters(params):,} parameters (listed in {workdir}/parameters.txt)")
     print(f"{madds.total(items) / 1e6:.2f}M multiply-adds an image: {parts}")

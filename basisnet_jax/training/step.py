@@ -1,14 +1,22 @@
-"""One optimisation step: a pure function of the state, the batch and a random key."""
+"""One optimisation step: a pure function of the state, the batch and a random key.
+
+`build_step` assembles it. Training, `basisnet plan` and the benchmarks all call it, so what is planned and measured is
+what runs.
+"""
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.sharding import Mesh
 
 from basisnet_jax import coefficients, preprocess
+from basisnet_jax.distributed import partition
 from basisnet_jax.models import Functional
 from basisnet_jax.training import losses, mixup, optimizer
 
@@ -23,6 +31,45 @@ class TrainState:
     opt_state: optax.OptState
     ema_params: dict
     ema_batch_stats: dict
+
+
+class Step(NamedTuple):
+    """A training step on a mesh, ready to run or to compile."""
+
+    create_state: Callable  # jitted: (params, batch_stats) -> TrainState, laid out on the mesh
+    run: Callable  # jitted: (state, batch, key, *teacher_weights) -> (state, metrics); the state given is donated
+    learning_rate: optax.Schedule
+    shardings: TrainState  # of the state
+
+
+def build_step(
+    config: ml_collections.ConfigDict,
+    functions: Functional,
+    steps_per_epoch: int,
+    mesh: Mesh | None = None,
+    teacher: Callable | None = None,
+) -> Step:
+    """The step of a config's training, with its optimizer, schedules and shardings.
+
+    Args:
+      config: of the run.
+      functions: of its model; shapes in place of arrays will do.
+      steps_per_epoch: by which lengths in epochs become lengths in steps.
+      mesh: None: all devices, as `config.batch_size` and `config.fsdp` say.
+      teacher: `(weights, pixels [B, H, W, C] in 0..255) -> logits [B, classes]`, if one runs in every step.
+    """
+    mesh = mesh or partition.create_mesh(config.batch_size, config.fsdp)
+    learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, round(config.num_epochs * steps_per_epoch))
+    tx = optimizer.create(config.optimizer, learning_rate, functions)
+    create = partial(create_state, tx=tx)
+    shardings = partition.of_state(jax.eval_shape(create, functions.params, functions.batch_stats), mesh)
+    step = make_train_step(config, functions, tx, optimizer.temperature(config.coefficients, steps_per_epoch), teacher)
+    return Step(
+        jax.jit(create, out_shardings=shardings),
+        jax.jit(partition.inside(mesh, step), donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh))),
+        learning_rate,
+        shardings,
+    )
 
 
 def create_state(params: dict, batch_stats: dict, tx: optax.GradientTransformation) -> TrainState:
@@ -45,6 +92,8 @@ def make_train_step(
     mixup or CutMix top-1 counts the label that has the larger share of the example.
     """
 
+    seen = preprocess.of(config)
+
     def train_step(state: TrainState, batch, key: jax.Array, teacher_weights=None) -> tuple[TrainState, dict]:
         step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
         examples = prepare(config, batch, mixing_key)
@@ -54,7 +103,7 @@ def make_train_step(
         annealed = None if temperature is None else temperature(state.step)
 
         def loss_fn(params, examples, key):
-            images = preprocess.normalize(examples["pixels"], config)
+            images = seen.normalize(examples["pixels"])
             outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
             loss, parts = losses.joint(outputs, examples["targets"], examples.get("taught"), config)
             return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})

@@ -18,7 +18,7 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import early_exit, models
+from basisnet_jax import early_exit, models, preprocess
 from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
@@ -37,6 +37,10 @@ class Run(NamedTuple):
     params: dict  # averaged (EMA)
     batch_stats: dict
     step: int
+
+    @property
+    def preprocess(self) -> preprocess.Preprocess:
+        return preprocess.of(self.config)
 
 
 def load(workdir: str, which: str | None = None) -> Run:

@@ -15,7 +15,7 @@ import sys
 import ml_collections
 import numpy as np
 
-from basisnet_jax import madds, models, preprocess, sweep
+from basisnet_jax import madds, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
@@ -88,7 +88,7 @@ def described(file: str, run: sweep.Run) -> dict:
 @functools.cache
 def cost(config: str) -> dict[str, int]:
     config = ml_collections.ConfigDict(json.loads(config))
-    items = madds.count(models.create_abstract(config), preprocess.image_shape(config))
+    items = madds.of(config)
     return {
         "madds": madds.total(items),
         "preview_madds": madds.preview_only(items) if config.model == "basisnet" else 0,

@@ -198,7 +198,7 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
     def stage(function, axes):
         def run(params, batch_stats, images, *inputs):
             merged = nnx.merge(graph, nnx.State(params), nnx.State(batch_stats), rest, copy=True)
-            return function(merged, preprocess.normalize(images, config), *inputs)
+            return function(merged, preprocess.of(config).normalize(images), *inputs)
 
         return jax.jit(jax.vmap(run, in_axes=axes))
 
@@ -208,7 +208,7 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
     else:
 
         def only(params, batch_stats, images):
-            return functions.evaluate(params, batch_stats, preprocess.normalize(images, config)).logits, None
+            return functions.evaluate(params, batch_stats, preprocess.of(config).normalize(images)).logits, None
 
         look, final = jax.jit(jax.vmap(only, in_axes=(0, 0, None))), None
     states, rates, keys = start((runs * num)[:num])
