@@ -13,6 +13,7 @@ from basisnet_jax.inference import evaluate
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
+import defaults_results
 import front_results
 import results
 import shuffled
@@ -50,8 +51,7 @@ def test_a_cause_is_compared_with_the_defaults_and_with_static_seed_by_seed(monk
     results.draw_causes(tmp_path / "causes.png")
 
 
-def test_runs_of_different_length_and_rate_are_not_mixed(monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "HERE", tmp_path)
+def test_runs_of_different_length_and_rate_are_not_mixed(tmp_path):
     (tmp_path / "defaults").mkdir()
     rows = [
         {
@@ -68,7 +68,7 @@ def test_runs_of_different_length_and_rate_are_not_mixed(monkeypatch, tmp_path):
         )
     ]
     tables.write_runs(tmp_path / "defaults" / "digits.csv", rows)
-    assert results.defaults("digits").splitlines()[2:] == [
+    assert defaults_results.grid(tmp_path / "defaults", "digits").splitlines()[2:] == [
         "| 2.0 | adamw | 0.1 | 1 | 50.00 | +10.00 |  |",
         "| 2.0 | adamw | 0.2 | 1 | 10.00 |  | +20.00 |",
         "| 6.0 | adamw | 0.1 | 1 | 70.00 | +5.00 |  |",

@@ -62,7 +62,7 @@ def to_uint8(image):
 
 def resize(seen: Preprocess, image):
     """uint8 [h, w, 1 or 3] -> float32 [image_size, image_size, channels] in 0..255."""
-    check_resize(seen)
+    check_resize(seen.resize)
     # Before it is resized, an image that is grey all along turns into exactly the one channel that it was made of.
     if image.shape[-1] == 3 and seen.channels == 1:
         image = tf.image.rgb_to_grayscale(image)
@@ -95,6 +95,6 @@ def _resize_sides(image, size, kernel):
     return tf.reshape(tf.transpose(tf.reshape(columns, [size * channels, size])), [size, size, channels])
 
 
-def check_resize(seen: Preprocess):
-    if seen.resize not in RESIZE_METHODS:
-        raise UserError(f"config.resize={seen.resize!r}, expected one of {', '.join(RESIZE_METHODS)}")
+def check_resize(method: str):
+    if method not in RESIZE_METHODS:
+        raise UserError(f"config.resize={method!r}, expected one of {', '.join(RESIZE_METHODS)}")

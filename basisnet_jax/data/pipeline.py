@@ -160,7 +160,7 @@ def builder(config) -> tfds.core.DatasetBuilder:
         be found out) or number of channels are not what the config says; or the data are not there and cannot be
         fetched.
     """
-    decoding.check_resize(preprocess.of(config))
+    decoding.check_resize(config.resize)
     _keep_tensorflow_off_accelerators()
     name = config.dataset
     try:
