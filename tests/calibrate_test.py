@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from basisnet_jax import cli, early_exit, madds
+from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.inference import calibrate, evaluate, predict
 from basisnet_jax.training import losses
@@ -25,10 +26,9 @@ def workdir(make_run, tiny, data_dir, tmp_path_factory):
 def held_out(workdir):
     """The validation split's preview logits, and whether preview and final answer are right; costs of both."""
     run = runs.load(workdir)
-    per_example = evaluate.make_per_example(
-        run.config, run.functions, partition.create_mesh(run.config.eval_batch_size), logits=True
-    )
-    rows = per_example(run.params, run.batch_stats, "validation")
+    mesh = partition.create_mesh(run.config.eval_batch_size)
+    per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, logits=True)
+    rows = per_example(run.params, run.batch_stats, pipeline.eval_batches(run.config, "validation"))
     items = madds.of(run.config)
     return rows, (madds.preview_only(items), madds.total(items))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from basisnet_jax import models, plots, preprocess
+from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.inference import evaluate
 
@@ -19,8 +20,9 @@ def per_example(config, eval_batch_size):
     config = config.copy_and_resolve_references()
     config.eval_batch_size = eval_batch_size
     functions = models.functional(models.create(config))
-    run = evaluate.make_per_example(config, functions, partition.create_mesh(eval_batch_size))
-    return run(functions.params, functions.batch_stats, "test")
+    mesh = partition.create_mesh(eval_batch_size)
+    run = evaluate.make_per_example(functions, preprocess.of(config).normalize, mesh)
+    return run(functions.params, functions.batch_stats, pipeline.eval_batches(config, "test"))
 
 
 def test_padded_evaluation_equals_unpadded(config):

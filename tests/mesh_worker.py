@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from orbax.checkpoint import tree as trees
 
-from basisnet_jax import models
+from basisnet_jax import models, preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.inference import evaluate
@@ -48,8 +48,9 @@ def run(variant: str, config, batches: list[dict[str, np.ndarray]]) -> dict[str,
     kind, _, argument = variant.partition(":")
     result = {}
     if kind == "evaluate":
-        per_example = evaluate.make_per_example(config, functions, mesh)
-        rows = [per_example(state.params, state.batch_stats, f"test[:{size}]") for size in argument.split(",")]
+        per_example = evaluate.make_per_example(functions, preprocess.of(config).normalize, mesh)
+        splits = (pipeline.eval_batches(config, f"test[:{size}]") for size in argument.split(","))
+        rows = [per_example(state.params, state.batch_stats, batches) for batches in splits]
         return {f"{i}/{name}": column for i, row in enumerate(rows) for name, column in row.items()}
     if kind == "steps":  # steps:n puts the examples i, i + n, ... next to each other, for each i < n
         order = np.arange(config.batch_size).reshape(-1, int(argument or 1)).T.ravel()

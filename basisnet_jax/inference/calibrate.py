@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from basisnet_jax import early_exit, madds
+from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
@@ -55,8 +56,9 @@ def calibrate(
 
     run = runs.load(workdir, which)
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
-    per_example = evaluate.make_per_example(config, run.functions, mesh, logits=True)
-    rows = per_example(run.params, run.batch_stats, config.validation_split)
+    per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, logits=True)
+    held_out = pipeline.eval_batches(config, config.validation_split)
+    rows = per_example(run.params, run.batch_stats, held_out)
     temperature = fit_temperature(rows["preview_logits"], rows["label"]) if temperature_scaling else 1.0
     rule = early_exit.Rule(criterion=criterion, temperature=temperature)
     confidence = np.asarray(rule.confidence(rows["preview_logits"]))

@@ -3,6 +3,7 @@
 import datetime
 import os
 import subprocess
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +56,14 @@ def write_report(
     With a `config.train_eval_split`, "train" holds the metrics of the averaged weights on it: without augmentation and
     dropout, as on the test split, so that the difference is what the model has not generalised.
     """
-    per_example = make_per_example(config, functions, mesh, rule)
-    averaged = per_example(state["ema_params"], state["ema_batch_stats"], config.test_split)
-    raw = per_example(state["params"], state["batch_stats"], config.test_split)
-    items = madds.of(config)
+    per_example = make_per_example(functions, preprocess.of(config).normalize, mesh, rule)
+
+    def rows(split, weights="ema_"):
+        return per_example(
+            state[f"{weights}params"], state[f"{weights}batch_stats"], pipeline.eval_batches(config, split)
+        )
+
+    averaged, raw, items = rows(config.test_split), rows(config.test_split, weights=""), madds.of(config)
     report = {
         **summarize(averaged),
         "madds": madds.total(items),
@@ -68,22 +73,13 @@ def write_report(
         "raw": summarize(raw),
     }
     if config.train_eval_split:
-        seen = per_example(state["ema_params"], state["ema_batch_stats"], config.train_eval_split)
-        report["train"] = summarize(seen)
+        report["train"] = summarize(rows(config.train_eval_split))
     if "confidence" in averaged:
         costs = madds.preview_only(items), madds.total(items)
         if rule is None:
-            held_out = per_example(state["ema_params"], state["ema_batch_stats"], config.validation_split)
-            rule = Rule(early_exit.choose(_curve(held_out, costs), config.max_drop), chosen_on=config.validation_split)
-        points = _curve(averaged, costs)
-        report |= {
-            "preview_madds": costs[0],
-            "early_termination": {
-                **early_exit.at(points, rule.threshold)._asdict(),
-                **rule._asdict(),
-                "curve": [point._asdict() for point in early_exit.thin(points)],
-            },
-        }
+            held_out = rows(config.validation_split)
+            rule = Rule(early_exit.choose(curve(held_out, costs), config.max_drop), chosen_on=config.validation_split)
+        report |= {"preview_madds": costs[0], "early_termination": early_termination(averaged, costs, rule)}
     report["provenance"] = provenance(config)
     if jax.process_index() == 0:
         runs.write_json(os.path.join(workdir, "evaluation.json"), report)
@@ -92,17 +88,31 @@ def write_report(
     return report
 
 
-def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | None = None, *, logits=False):
-    """`per_example(params, batch_stats, split)`: arrays [examples, ...] over a split, every example exactly once.
+def early_termination(per_example: dict[str, np.ndarray], costs: tuple[int, int], rule: Rule) -> dict:
+    """What the rule makes of a split: its point on the curve, and the curve; `costs` of a stop and of both stages."""
+    points = curve(per_example, costs)
+    return {
+        **early_exit.at(points, rule.threshold)._asdict(),
+        **rule._asdict(),
+        "curve": [point._asdict() for point in early_exit.thin(points)],
+    }
 
-    The preview's confidence is that of the rule, without one its largest probability. With `logits`, its logits, the
-    labels and the final answers (`prediction` and its `probability`) are among the arrays.
+
+def make_per_example(
+    functions: Functional, normalize: Callable, mesh: Mesh, rule: Rule | None = None, *, logits: bool = False
+) -> Callable[[dict, dict, Iterable[dict]], dict[str, np.ndarray]]:
+    """`per_example(params, batch_stats, batches)`: arrays [examples, ...], every example of the batches exactly once.
+
+    Of a batch {"image", "label", "mask"} the examples whose mask is False are left out; without a mask none is.
+    `normalize` makes of its images what the model takes. The preview's confidence is that of the rule, without one its
+    largest probability. With `logits`, its logits, the labels and the final answers (`prediction` and its
+    `probability`) are among the arrays.
     """
-    rule, seen = rule or Rule(), preprocess.of(config)
+    rule = rule or Rule()
 
     def step(params, batch_stats, batch):
-        outputs = functions.evaluate(params, batch_stats, seen.normalize(batch["image"]))
-        targets = losses.targets(batch["label"], config.num_classes)
+        outputs = functions.evaluate(params, batch_stats, normalize(batch["image"]))
+        targets = losses.targets(batch["label"], outputs.logits.shape[-1])
         rows = {"mask": batch["mask"], **_head(outputs.logits, targets, batch["label"], "")}
         if outputs.preview_logits is not None:
             rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
@@ -119,9 +129,10 @@ def make_per_example(config, functions: Functional, mesh: Mesh, rule: Rule | Non
 
     step = jax.jit(partition.inside(mesh, step))
 
-    def per_example(params, batch_stats, split):
+    def per_example(params, batch_stats, batches):
         gathered = []
-        for batch in pipeline.eval_batches(config, split):
+        for batch in batches:
+            batch = {"mask": np.ones(len(batch["label"]), bool), **batch}
             rows = step(params, batch_stats, partition.global_batch(batch, mesh))
             if jax.process_count() > 1:
                 rows = multihost_utils.process_allgather(rows, tiled=True)
@@ -190,5 +201,5 @@ def _head(logits, targets, labels, prefix: str) -> dict[str, jax.Array]:
     }
 
 
-def _curve(per_example, costs) -> list[early_exit.Point]:
+def curve(per_example: dict[str, np.ndarray], costs: tuple[int, int]) -> list[early_exit.Point]:
     return early_exit.curve(per_example["confidence"], per_example["preview_top1"], per_example["top1"], *costs)

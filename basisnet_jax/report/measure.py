@@ -42,7 +42,7 @@ def measure(workdir: str, which: str | None, split: str | None, images: int) -> 
     split = split or config.test_split
     rule = runs.rule(workdir, run.step, None) if config.model == "basisnet" else None
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
-    per_example = evaluate.make_per_example(config, run.functions, mesh, rule, logits=True)
+    per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, rule, logits=True)
     items = madds.of(config)
     return Measured(
         run,
@@ -51,7 +51,7 @@ def measure(workdir: str, which: str | None, split: str | None, images: int) -> 
         in_order(run.model.coefficient_names() if config.model != "static" else [], items),
         items,
         rule,
-        per_example(run.params, run.batch_stats, split),
+        per_example(run.params, run.batch_stats, pipeline.eval_batches(config, split)),
         first_images(config, split, images),
     )
 

@@ -1,4 +1,7 @@
-"""Training: one pure jitted step, and the loop around it that logs, evaluates, checkpoints and resumes."""
+"""Training: the loop around the step that logs, evaluates, checkpoints and resumes.
+
+`train` is the command: all follows from a config. `run` is the loop itself, which `basisnet_jax.fit` calls too.
+"""
 
 import contextlib
 import json
@@ -6,9 +9,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import ml_collections
+import orbax.checkpoint as ocp
 from absl import logging
 from clu import parameter_overview, periodic_actions
 from flax import nnx
@@ -22,7 +27,7 @@ from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
 from basisnet_jax.models import Functional
 from basisnet_jax.training import distillation, initial_weights
-from basisnet_jax.training.step import TrainState, build_step
+from basisnet_jax.training.step import Step, TrainState, build_step
 from basisnet_jax.workdir import checkpoint, runs
 
 
@@ -68,42 +73,103 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         print_overview(config, workdir, model, total_steps, first_step)
 
         batches, constants = inputs(config, teacher, first_step, mesh)
-        eval_mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
-        validate = evaluate.make_per_example(config, functions, eval_mesh)
-        eval_every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
+        per_example = evaluate.make_per_example(
+            functions,
+            preprocess.of(config).normalize,
+            partition.create_mesh(config.eval_batch_size, config.fsdp),
+        )
+
+        def validate(step, state):
+            held_out = pipeline.eval_batches(config, config.validation_split)
+            averaged = per_example(state.ema_params, state.ema_batch_stats, held_out)
+            summary = evaluate.summarize(averaged)
+            if step > config.optimizer.warmup_epochs * steps_per_epoch:
+                warn_of_collapse(summary, functions)
+            warn_of_dead_bases(averaged, model)
+            return summary
+
         log = stack.enter_context(contextlib.closing(runs.Log(workdir, first_step)))
-        preempted = stack.enter_context(preemption.watched())
-        advance = stack.enter_context(progress(first_step, total_steps))
-        watch = Watch(checkpoints)
+        state, last = run(
+            built,
+            state,
+            batches,
+            constants,
+            first_step=first_step,
+            total_steps=total_steps,
+            every=Every(
+                config.log_every_steps,
+                max(round(config.eval_every_epochs * steps_per_epoch), 1),
+                config.checkpoint_every_steps,
+            ),
+            log=log,
+            checkpoints=checkpoints,
+            validate=validate,
+        )
+        if last < total_steps:
+            print(f"stopped after step {last} of {total_steps}, saved; the same command goes on from there")
+            return {}
+        report = evaluate.write_report(config, workdir, functions, vars(state), total_steps, mesh)
+        log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
+    print(evaluate.table(report))
+    return report
+
+
+class Every(NamedTuple):
+    """How often the loop does what, in steps; each also after the last one."""
+
+    log: int
+    validate: int
+    checkpoint: int
+
+
+def run(
+    built: Step,
+    state: TrainState,
+    batches: Iterator[dict],
+    constants: tuple,
+    *,
+    first_step: int,
+    total_steps: int,
+    every: Every,
+    log: runs.Log,
+    checkpoints: ocp.CheckpointManager,
+    validate: Callable[[int, TrainState], dict[str, float]] | None,
+) -> tuple[TrainState, int]:
+    """Takes the steps `first_step` + 1 to `total_steps`, or fewer where a signal asks it to stop, and saves the state.
+
+    Args:
+      built: of `build_step`.
+      state: after `first_step` steps; it is donated.
+      batches: one for each step, on the devices of the mesh.
+      constants: what each step takes besides: the key, and a running teacher's weights.
+      validate: `(step, state)` to the metrics by which the best checkpoint is found; None: there is no such split.
+
+    Returns:
+      The last state, and how many steps it has seen.
+    """
+    watch = Watch(checkpoints)
+    with preemption.watched() as preempted, progress(first_step, total_steps) as advance:
         for step in range(first_step + 1, total_steps + 1):
             state, metrics = built.run(state, next(batches), *constants)
             # While the device works on this step, the host reads what the one before has left.
             watch.read()
             watch.pending = (step, metrics)
             advance(step)
-            if step % config.log_every_steps == 0 or step == total_steps:
+            last = step == total_steps
+            if step % every.log == 0 or last:
                 means = watch.means()
                 log.write(step, "train", {**means, "learning_rate": float(built.learning_rate(step - 1))})
-            stops = preempted(step) and step < total_steps
-            evaluates = (step % eval_every == 0 and not stops) or step == total_steps
-            if evaluates:
-                averaged = validate(state.ema_params, state.ema_batch_stats, config.validation_split)
-                log.write(step, "validation", summary := evaluate.summarize(averaged))
-                if step > config.optimizer.warmup_epochs * steps_per_epoch:
-                    warn_of_collapse(summary, functions)
-                warn_of_dead_bases(averaged, model)
-            if stops or evaluates or step % config.checkpoint_every_steps == 0:
+            stops = preempted(step) and not last
+            summary = None
+            if validate and ((step % every.validate == 0 and not stops) or last):
+                log.write(step, "validation", summary := validate(step, state))
+            if stops or last or summary or step % every.checkpoint == 0:
                 watch.read()  # a state that follows from a bad loss is never saved
-                checkpoint.save(checkpoints, step, state, summary if evaluates else None)
+                checkpoint.save(checkpoints, step, state, summary)
             if stops:
-                checkpoints.wait_until_finished()
-                print(f"stopped after step {step} of {total_steps}, saved; the same command goes on from there")
-                return {}
+                break
         checkpoints.wait_until_finished()
-        report = evaluate.write_report(config, workdir, functions, vars(state), total_steps, mesh)
-        log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
-    print(evaluate.table(report))
-    return report
+    return state, step
 
 
 def inputs(config, teacher: distillation.Teacher | None, first_step: int, mesh: Mesh) -> tuple[Iterator[dict], tuple]:
