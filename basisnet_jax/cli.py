@@ -32,7 +32,7 @@ def train(given: Namespace) -> None:
     from basisnet_jax.training import loop
 
     with partition.joined(given.coordinator, given.processes, given.process):
-        loop.train(parsing.resolve(given.config), given.workdir)
+        loop.train(parsing.resolve(given.config), given.workdir, given.changed_data)
 
 
 def evaluate(given: Namespace) -> None:
@@ -98,9 +98,12 @@ def madds(given: Namespace) -> None:
     import jax
 
     from basisnet_jax import madds
-    from basisnet_jax.data import pipeline
 
-    config = pipeline.completed(parsing.resolve(given.config))
+    config = parsing.resolve(given.config)
+    if not config.num_classes:
+        from basisnet_jax.data.source import Source
+
+        config = Source.find(config).completed(config)
     images = max(1, config.batch_size // config.accumulate // jax.device_count())
     items = madds.of(config, images)
     print(json.dumps(madds.as_json(items, given.share)) if given.json else madds.table(items, given.share))

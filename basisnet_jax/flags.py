@@ -177,6 +177,7 @@ def processes(parser) -> None:
 def train(parser: Parser) -> None:
     config(parser)
     workdir(parser, "new, or of this run, which then goes on where it stopped", required=True)
+    switch(parser, "--changed_data", "go on although the images of the run's folder have changed")
     processes(parser)
 
 

@@ -92,7 +92,7 @@ def labels(workdir: str) -> list[dict]:
     rule = export.rule_of(run, workdir, None)
     config = run.config.copy_and_resolve_references()
     config.validation_split = config.test_split
-    images, labels = verify.examples(config, None, most=None)
+    images, labels = verify.examples(config, workdir, None, most=None)
     inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(run.model, run.preprocess).items()}
     rows = []
     for format, module in export.FORMATS.items():

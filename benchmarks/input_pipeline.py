@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py [--quick] [--start] [--json FILE]
 
-The pipeline is `pipeline.train_batches` of configs/imagenet_basisnet_mv3.py (distorted crop, flip), without and with
+The pipeline is `train_batches` of configs/imagenet_basisnet_mv3.py (distorted crop, flip), without and with
 AutoAugment, on JPEGs of 500x375 that are made from photographs inside scikit-image (extra `torch`) and scikit-learn,
 so many that no epoch ends while it is timed: to build the pipeline of the next takes time that ImageNet, with 1.3M
 images, does not notice. Two references take turns with it, in milliseconds an image, over the same files, threads and
@@ -113,7 +113,7 @@ def of_pipeline(quick: bool) -> list[dict]:
         for policy in ("", "imagenet"):
             config.augment.policy = policy
             for name, reference in references.items():
-                stream = pipeline.train_batches(config)
+                stream = pipeline.open(config).train_batches()
 
                 def take(batches_of, number):
                     for _ in range(number):

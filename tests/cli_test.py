@@ -27,7 +27,7 @@ CONFIG = f"--config={CONFIGS / 'digits.py'}"
 def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
     config = parsing.read_config([CONFIG, f"--config.data_dir={data_dir}"])
-    pipeline.num_examples(config, "train")
+    pipeline.open(config).num_examples("train")
     return data_dir
 
 

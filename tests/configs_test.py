@@ -15,6 +15,7 @@ from flax import nnx
 
 from basisnet_jax import madds, models, preprocess
 from basisnet_jax.data import glyphs, pipeline
+from basisnet_jax.data.source import Source
 from basisnet_jax.networks import blocks, efficientnet, mobilenet_v2, mobilenet_v3
 from basisnet_jax.training.step import build_step
 
@@ -214,12 +215,14 @@ def test_training_steps(name, arg, data_dir, monkeypatch):
         network.stage_strides = network.stage_strides and network.stage_strides[:num_stages]
         network.head_features = 16
     config.preview.image_size = 16
-    config = pipeline.completed(config)
+    source = Source.find(config)
+    config = source.completed(config)
+    data = pipeline.open(config, source)
 
     functions = models.functional(models.create(config))
-    step = build_step(config, functions, pipeline.steps_per_epoch(config))
+    step = build_step(config, functions, data.steps_per_epoch())
     state = step.create_state(functions.params, functions.batch_stats)
-    batches = pipeline.train_batches(config)
+    batches = data.train_batches()
     key = jax.random.key(0)
     run = step.run.lower(state, next(batches), key).compile(QUICK_COMPILATION)
     for _ in range(2):  # at the first the learning rate is still 0

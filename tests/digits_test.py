@@ -1,12 +1,12 @@
 """The embedded digits dataset: its splits, its pixels, and that it is prepared the same way everywhere."""
 
-import ml_collections
 import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
 
-from basisnet_jax.data import digits, pipeline
+from basisnet_jax.data import digits
+from basisnet_jax.data.source import Source
 
 SIZES = {"train": 1077, "validation": 360, "test": 360}
 
@@ -63,6 +63,5 @@ def test_two_that_prepare_at_once_do_not_break_each_other(tmp_path, monkeypatch)
         return original(labels)
 
     monkeypatch.setattr(digits, "split_indices", overtaken)
-    fields = {"dataset": "digits", "data_dir": str(tmp_path), "channels": 1, "num_classes": 10, "resize": "bilinear"}
-    assert pipeline.num_examples(ml_collections.ConfigDict(fields), "train") == 1077
+    assert Source("digits", str(tmp_path), "stop").splits["train"] == 1077
     assert digits.split_indices is original

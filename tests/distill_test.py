@@ -86,7 +86,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     config.augment.update(shift=0.0, rotation=0.0, zoom=0.0)
     config.distillation.update(temperature=2.0, weight=0.7)
     teacher = distillation.load(config)
-    batch = next(pipeline.train_batches(config))
+    batch = next(pipeline.open(config).train_batches())
     metrics, gradient = one_step(config, batch, teacher, teacher.weights)
     plain, other = one_step(config, batch)
     assert "teacher_top1" in metrics and "teacher_top1" not in plain
@@ -98,8 +98,9 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     assert logits.shape == (64, 10) and logits.std() > 0.1 and direct.config.image_size == 20
 
     # From disk: the images at the teacher's own size, so nearly the same.
-    config.distillation.cache = str(tmp_path / "cache")
-    batches = distillation.with_stored(config, teacher, pipeline.train_batches(config, ids=True))
+    data, cache = pipeline.open(config), str(tmp_path / "cache")
+    config.distillation.cache = cache
+    batches = distillation.with_stored(data.train_batches(ids=True), data, teacher, cache)
     stored = next(batches)
     assert "1077 images, once" in capsys.readouterr().out
     assert set(stored) == {"image", "label", "teacher"} and stored["teacher"].dtype == np.float16
@@ -111,7 +112,8 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
 
     # Another run with another seed and batch size reads the same folder, in any order and from any step.
     config.update(seed=5, batch_size=32)
-    again = distillation.with_stored(config, teacher, pipeline.train_batches(config, 7, ids=True))
+    data = pipeline.open(config)
+    again = distillation.with_stored(data.train_batches(7, ids=True), data, teacher, cache)
     next(again)
     assert "once" not in capsys.readouterr().out and len(os.listdir(tmp_path / "cache")) == 1
     # Another subset of the same split gives each example the prediction it had.
@@ -119,7 +121,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     [folder] = [os.path.join(tmp_path / "cache", name) for name in os.listdir(tmp_path / "cache")]
     ids, all_logits = (np.load(os.path.join(folder, f"{name}.npy")) for name in ("ids", "logits"))
     assert len(set(ids.tolist())) == 1077
-    part = distillation.predict(config_like(config, image_size=20, channels=3), teacher)
+    part = distillation.predict(pipeline.open(config), teacher)
     rows = {name: row for name, row in zip(ids.tolist(), all_logits, strict=True)}
     assert len(part["ids"]) == 577
     for name, row in zip(part["ids"].tolist(), part["logits"], strict=True):
@@ -137,7 +139,7 @@ def test_mixed_images_get_mixed_predictions(config):
     config.update(label_smoothing=0.0)
     config.augment.mixup = 1.0
     config.distillation.update(weight=1.0, temperature=1.0)
-    batch = next(pipeline.train_batches(config))
+    batch = next(pipeline.open(config).train_batches())
     knowing = {**batch, "teacher": (200 * jax.nn.one_hot(batch["label"], 10)).astype(np.float16)}
     np.testing.assert_allclose(one_step(config, knowing)[0]["loss"], one_step(config, batch)[0]["loss"], rtol=1e-5)
 

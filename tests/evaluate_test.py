@@ -22,7 +22,7 @@ def per_example(config, eval_batch_size):
     functions = models.functional(models.create(config))
     mesh = partition.create_mesh(eval_batch_size)
     run = evaluate.make_per_example(functions, preprocess.of(config).normalize, mesh)
-    return run(functions.params, functions.batch_stats, pipeline.eval_batches(config, "test"))
+    return run(functions.params, functions.batch_stats, pipeline.open(config).eval_batches("test"))
 
 
 def test_padded_evaluation_equals_unpadded(config):

@@ -42,14 +42,14 @@ def config(tiny, data_dir):
 
 @pytest.fixture(scope="module")
 def images(config):
-    return next(pipeline.eval_batches(config, "test"))["image"][:24]
+    return next(pipeline.open(config).eval_batches("test"))["image"][:24]
 
 
 @pytest.fixture(scope="module")
 def workdir(make_run, config, tmp_path_factory):
     """A run that stops half of its images."""
     path = make_run(config, tmp_path_factory.mktemp("basisnet"))
-    set_rule(path, next(pipeline.eval_batches(config, "validation"))["image"])
+    set_rule(path, next(pipeline.open(config).eval_batches("validation"))["image"])
     return path
 
 
@@ -288,7 +288,7 @@ def test_the_specialist_of_a_class_is_that_of_its_mean_coefficients(workdir, con
     flags = [f"--workdir={workdir}", "--format=specialist", f"--output={tmp_path / 'class'}"]
     assert cli.main(["export", *flags, "--class=7"]) == 0
     run = runs.load(workdir)
-    batch = next(pipeline.eval_batches(config, "validation"))
+    batch = next(pipeline.open(config).eval_batches("validation"))
     outputs = run.functions.evaluate(run.params, run.batch_stats, preprocess.of(config).normalize(batch["image"]))
     mean = np.asarray(outputs.coefficients)[batch["label"] == 7].mean(axis=0)
     expected = nnx.to_pure_dict(nnx.state(basis.synthesize(run.model.specialist, mean), nnx.Param))

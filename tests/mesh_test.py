@@ -55,7 +55,7 @@ def config(tiny, data_dir):
     config.network.dropout = config.preview.dropout = 0.0
     config.network.head_features = 64
     config.optimizer.update(name="rmsprop", learning_rate=0.01, epsilon=1e-3, second_moment_decay=0.9)
-    pipeline.num_examples(config, "train")
+    pipeline.open(config).num_examples("train")
     return parsing.resolve(config)
 
 

@@ -49,7 +49,7 @@ def run(variant: str, config, batches: list[dict[str, np.ndarray]]) -> dict[str,
     result = {}
     if kind == "evaluate":
         per_example = evaluate.make_per_example(functions, preprocess.of(config).normalize, mesh)
-        splits = (pipeline.eval_batches(config, f"test[:{size}]") for size in argument.split(","))
+        splits = (pipeline.open(config).eval_batches(f"test[:{size}]") for size in argument.split(","))
         rows = [per_example(state.params, state.batch_stats, batches) for batches in splits]
         return {f"{i}/{name}": column for i, row in enumerate(rows) for name, column in row.items()}
     if kind == "steps":  # steps:n puts the examples i, i + n, ... next to each other, for each i < n
@@ -80,7 +80,7 @@ def main(config_file: str, jobs_file: str, folder: str) -> None:
     with open(jobs_file) as file:
         jobs = json.load(file)
     plain = ml_collections.ConfigDict(config)
-    batches = list(itertools.islice(pipeline.train_batches(plain, process_index=0, process_count=1), STEPS))
+    batches = list(itertools.islice(pipeline.open(plain).train_batches(process_index=0, process_count=1), STEPS))
     for name, job in jobs.items():
         changed = ml_collections.ConfigDict(config)
         changed.update(job["fields"])

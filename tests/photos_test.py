@@ -38,7 +38,7 @@ def changed(config, **augment):
 
 
 def test_evaluation_is_the_resized_centre(config):
-    batch = next(pipeline.eval_batches(config, "test"))
+    batch = next(pipeline.open(config).eval_batches("test"))
     photo = PIL.Image.fromarray(sklearn.datasets.load_sample_image("china.jpg")).crop((0, 0, 490, 300))
     encoded = io.BytesIO()
     photo.save(encoded, "png")
@@ -69,21 +69,22 @@ def test_resizing_is_that_of_pillow_antialiased(config, method):
 
 
 def test_training_crops_are_random_and_reproducible(config):
-    first, again = (next(pipeline.train_batches(config)) for _ in range(2))
+    first, again = (next(pipeline.open(config).train_batches()) for _ in range(2))
     np.testing.assert_array_equal(first["image"], again["image"])
     assert first["image"].shape == (8, 64, 64, 3)
     assert first["image"].dtype == np.uint8
-    whole = next(pipeline.train_batches(changed(config, crop=0.0, flip=False)))
+    whole = next(pipeline.open(changed(config, crop=0.0, flip=False)).train_batches())
     np.testing.assert_array_equal(first["label"], whole["label"])
     assert np.abs(first["image"].astype(float) - whole["image"]).mean() > 10
-    full = next(pipeline.train_batches(changed(config, crop=1.0, flip=False)))  # only the aspect is left to chance
+    # Only the aspect is left to chance.
+    full = next(pipeline.open(changed(config, crop=1.0, flip=False)).train_batches())
     assert np.abs(full["image"].astype(float) - whole["image"]).mean() < 60
 
 
 @pytest.mark.parametrize("policy", ["imagenet", "cifar10", "randaugment"])
 def test_policies_and_erasing_are_wired(config, policy):
-    plain = next(pipeline.train_batches(config))
+    plain = next(pipeline.open(config).train_batches())
     for changes in ({"policy": policy}, {"erasing": 1.0}):
-        ours = next(pipeline.train_batches(changed(config, **changes)))
+        ours = next(pipeline.open(changed(config, **changes)).train_batches())
         np.testing.assert_array_equal(ours["label"], plain["label"])
         assert (ours["image"] != plain["image"]).any()

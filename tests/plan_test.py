@@ -172,7 +172,7 @@ def test_json_and_table_show_one_plan(planned, config_file, capsys, monkeypatch)
 
 @pytest.fixture
 def config_file(tiny, tmp_path, data_dir):
-    pipeline.num_examples(tiny(data_dir=data_dir), "train")  # prepares the digits, which prints
+    pipeline.open(tiny(data_dir=data_dir)).num_examples("train")  # prepares the digits, which prints
     path = tmp_path / "config.py"
     code = f"from conftest import tiny_config\n\ndef get_config():\n    return tiny_config(data_dir={data_dir!r})\n"
     path.write_text(code)

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from basisnet_jax import basis, basisnet, cli, early_exit, madds, preprocess
 from basisnet_jax.data import decoding, folder, pipeline
+from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import predict as predict_lib
 from basisnet_jax.workdir import runs
@@ -28,12 +29,12 @@ def config(tiny, data_dir):
 @pytest.fixture(scope="module")
 def digits(config, tmp_path_factory):
     """Files of the first digits of the test split as the data set has them, and their pixels as evaluation has them."""
-    examples = tfds.as_numpy(pipeline.builder(config).as_dataset(split="test"))
+    examples = tfds.as_numpy(Source.find(config).builder.as_dataset(split="test"))
     root = tmp_path_factory.mktemp("digits")
     paths = [str(root / f"{i}.png") for i in range(8)]
     for path, example in zip(paths, examples, strict=False):
         PIL.Image.fromarray(example["image"][..., 0]).save(path)
-    return paths, next(pipeline.eval_batches(config, "test"))["image"][: len(paths)]
+    return paths, next(pipeline.open(config).eval_batches("test"))["image"][: len(paths)]
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def data_dir(data_dir):
     """With the digits in it: TFDS tells at length when it prepares them."""
-    pipeline.num_examples(parsing.read_config([f"--config={CONFIG}", f"--config.data_dir={data_dir}"]), "train")
+    pipeline.open(parsing.read_config([f"--config={CONFIG}", f"--config.data_dir={data_dir}"])).num_examples("train")
     return data_dir
 
 

@@ -58,7 +58,7 @@ def flags(tmp_path_factory, data_dir):
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     file.write_text(CONFIG)
     argv = [f"--config={file}", f"--config.data_dir={data_dir}"]
-    pipeline.num_examples(parsing.read_config(argv), "train")
+    pipeline.open(parsing.read_config(argv)).num_examples("train")
     return argv
 
 
@@ -168,7 +168,7 @@ def test_the_seed_decides_the_run(finished, flags, tmp_path):
     assert not [
         path for path, a in ocp.tree.to_flat_dict(others).items() if path in kernels and (a == kernels[path]).all()
     ]
-    batch, other = (next(pipeline.train_batches(config)) for config in configs)
+    batch, other = (next(pipeline.open(config).train_batches()) for config in configs)
     assert (batch["label"] != other["label"]).any()
 
 
@@ -179,15 +179,15 @@ import sys, time
 from basisnet_jax import cli
 from basisnet_jax.data import pipeline
 
-original = pipeline.train_batches
+original = pipeline.Dataset.train_batches
 
-def stalling(config, first_step, **kwargs):
-    for step, batch in enumerate(original(config, first_step, **kwargs), first_step + 1):
+def stalling(data, first_step, **kwargs):
+    for step, batch in enumerate(original(data, first_step, **kwargs), first_step + 1):
         if step == 16:
             time.sleep(300)
         yield batch
 
-pipeline.train_batches = stalling
+pipeline.Dataset.train_batches = stalling
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -324,7 +324,7 @@ def test_evaluate_agrees_with_the_evaluation_of_training(copy, flags):
 
 @pytest.fixture(scope="module")
 def batch(flags):
-    return next(pipeline.train_batches(config_of(flags, "batch_size=32")))
+    return next(pipeline.open(config_of(flags, "batch_size=32")).train_batches())
 
 
 def one_step(config, tx=None):

@@ -65,7 +65,7 @@ def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monk
     config = parsing.resolve(tiny(data_dir=data_dir, train_eval_split="train[:100]", batch_size=64))
     with config.unlocked():
         config.augment.update(rotation=10.0, zoom=0.1, shift=0.1)
-    steps = pipeline.steps_per_epoch(config)
+    steps = pipeline.open(config).steps_per_epoch()
 
     def run(seed, rate, epochs):
         config.seed, config.num_epochs, config.optimizer.learning_rate = seed, epochs, rate
@@ -74,7 +74,7 @@ def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monk
         lengths = {"total_steps": round(steps * epochs), "steps_per_epoch": steps}
         return {**described, **costs, **lengths, "config": json.loads(json.dumps(config.to_dict()))}
 
-    data = prepare.arrays(config)
+    data = prepare.arrays(config, pipeline.open(config))
     runs = [run(0, 0.01, 1.0), run(1, 0.02, 1.0), run(1, 0.02, 2.0)]
     assert len(train.groups(runs)) == 1
     monkeypatch.setattr(train, "AT_ONCE", 100)  # so that a split is several pieces, the last of them filled up
@@ -147,12 +147,12 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
     rows = json.loads((tmp_path / "runs.json").read_text())
     assert [(row["sweep"], row["config"]["seed"]) for row in rows] == [("s.py", 0), ("s.py", 1)]
     assert rows[0]["name"] == "seed=0" and rows[1]["varied"]["distillation.teacher"] == teacher
-    config = ml_collections.ConfigDict(rows[1]["config"])
+    config = ml_collections.ConfigDict({**rows[1]["config"], "eval_batch_size": 7})
+    prepared = pipeline.open(config)
     for name in prepare.SPLITS:
         split = config[f"{name}_split"]
-        assert len(found[f"{split} image"]) == len(found[f"{split} label"]) == pipeline.num_examples(config, split)
-    config.eval_batch_size = 7
-    whole = [batch["image"][batch["mask"].astype(bool)] for batch in pipeline.eval_batches(config, config.test_split)]
+        assert len(found[f"{split} image"]) == len(found[f"{split} label"]) == prepared.num_examples(split)
+    whole = [batch["image"][batch["mask"].astype(bool)] for batch in prepared.eval_batches(config.test_split)]
     np.testing.assert_array_equal(found[f"{config.test_split} image"], np.concatenate(whole))
     of = distillation.load(config)
     logits = of.logits(of.weights, preprocessed(found[f"{config.train_split} image"], of.config.image_size))

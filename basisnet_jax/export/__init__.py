@@ -75,7 +75,7 @@ def export(
     with written(output) as folder:
         run = runs.load(workdir, which)
         rule = rule_of(run, workdir, threshold)
-        examples, labels = verify.examples(run.config, images)
+        examples, labels = verify.examples(run.config, workdir, images)
         options = {"precision": precision} if format == "tflite" else {}
         extra = FORMATS[format].write(run, rule, folder, **options)
         manifest = describe(run, workdir, rule) | {"format": format, **extra}

@@ -3,16 +3,20 @@
 It is a run of a static network, which evaluate, predict, export and `config.init_from` take like any other.
 """
 
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from basisnet_jax import basis, preprocess
-from basisnet_jax.data import files, folder, pipeline
+from basisnet_jax.data import files, folder
+from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.errors import UserError
 from basisnet_jax.export.output import written
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, data_record, runs
 
 
 def extract(workdir: str, output: str, *, which: str | None = None, **source: str) -> str:
@@ -30,11 +34,17 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
     if config.model != "basisnet":
         raise UserError(f"{workdir} holds a {config.model!r} model, which has no specialist to extract")
     names = runs.load_classes(workdir, config.num_classes)
-    images = of_image(config, source["image"]) if "image" in source else of_class(config, names, source["class"])
+    if "image" in source:
+        images = of_image(config, source["image"])
+    else:
+        data = data_record.opened(config, workdir)
+        images = of_class(data, config.validation_split, names, source["class"])
     plain = basis.synthesize(run.model.specialist, mean_coefficients(run, images))
     config.model = "static"
     params, batch_stats = (nnx.to_pure_dict(nnx.state(plain, kind)) for kind in (nnx.Param, nnx.BatchStat))
     with written(output) as folder:
+        if os.path.exists(record := os.path.join(workdir, "data.json")):
+            shutil.copy(record, folder)
         runs.claim(config, str(folder))
         runs.write_classes(str(folder), names)
         averaged = {"ema_params": params, "ema_batch_stats": batch_stats}
@@ -51,18 +61,15 @@ def of_image(config, path: str) -> np.ndarray:
     return image[None]
 
 
-def of_class(config, names: list[str], name: str) -> np.ndarray:
-    """The validation images [n, H, W, C] of a class, given by name or label."""
+def of_class(data: Dataset, split: str, names: list[str], name: str) -> np.ndarray:
+    """The images [n, H, W, C] of a class, given by name or label, in a split."""
     if name not in names and not (name.isdecimal() and int(name) < len(names)):
         raise UserError(f"--class={name!r} is no name in classes.json and no label below {len(names)}")
     label = names.index(name) if name in names else int(name)
-    found = [
-        batch["image"][(batch["label"] == label) & (batch["mask"] > 0)]
-        for batch in pipeline.eval_batches(config, config.validation_split)
-    ]
+    found = [batch["image"][(batch["label"] == label) & (batch["mask"] > 0)] for batch in data.eval_batches(split)]
     images = np.concatenate(found)
     if not len(images):
-        raise UserError(f"--class={name!r} has no image in the split {config.validation_split}")
+        raise UserError(f"--class={name!r} has no image in the split {split}")
     return images
 
 

@@ -9,17 +9,17 @@ import numpy as np
 from flax import nnx
 
 from basisnet_jax import models, preprocess
-from basisnet_jax.data import files, folder, pipeline
+from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import data_record, runs
 
 MOST = 500  # images of a split that are verified on
 BATCH_SIZE = 50  # of these, for JAX
 CALLS = 20  # of each stage, for its latency
 
 
-def examples(config, images: str | None, most: int | None = MOST) -> tuple[np.ndarray, np.ndarray | None]:
+def examples(config, workdir: str, images: str | None, most: int | None = MOST) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 [n, H, W, C] as evaluation sees them, and their labels [n] where they come from the validation split."""
     if images is not None:
         read = list(files.read(preprocess.of(config), files.list_files([images])[:most]))
@@ -31,7 +31,7 @@ def examples(config, images: str | None, most: int | None = MOST) -> tuple[np.nd
         return np.stack([image for _, image in read]), None
     found, count = [], 0
     try:
-        for batch in pipeline.eval_batches(config, config.validation_split):
+        for batch in data_record.opened(config, workdir).eval_batches(config.validation_split):
             real = batch["mask"].astype(bool)
             found.append((batch["image"][real], batch["label"][real]))
             count += np.sum(real)

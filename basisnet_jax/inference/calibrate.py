@@ -9,11 +9,10 @@ import os
 import numpy as np
 
 from basisnet_jax import early_exit, madds
-from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, data_record, runs
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the bootstrap
 TEMPERATURES = 0.05, 20.0  # between which one is looked for
@@ -55,10 +54,10 @@ def calibrate(
         raise UserError(f"--target_madds={target_madds:,.0f}, expected {limits}")
 
     run = runs.load(workdir, which)
+    data = data_record.opened(config, workdir)
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, logits=True)
-    held_out = pipeline.eval_batches(config, config.validation_split)
-    rows = per_example(run.params, run.batch_stats, held_out)
+    rows = per_example(run.params, run.batch_stats, data.eval_batches(config.validation_split))
     temperature = fit_temperature(rows["preview_logits"], rows["label"]) if temperature_scaling else 1.0
     rule = early_exit.Rule(criterion=criterion, temperature=temperature)
     confidence = np.asarray(rule.confidence(rows["preview_logits"]))

@@ -12,12 +12,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from basisnet_jax import coefficients, early_exit, madds, models, plots, preprocess
-from basisnet_jax.data import pipeline
+from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.models import Functional
 from basisnet_jax.training import losses
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, data_record, runs
 
 
 def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
@@ -44,11 +44,19 @@ def evaluate(config, workdir: str, which: str | None = None, threshold: float | 
     step = checkpoint.pick(checkpoints, which)
     rule = runs.load_rule(workdir, step) if threshold is None else Rule(threshold)
     state = checkpoint.restore(checkpoints, step, state)
-    return write_report(config, workdir, functions, state, step, mesh, rule)
+    data = data_record.opened(config, workdir)
+    return write_report(config, data, workdir, functions, state, step, mesh, rule)
 
 
 def write_report(
-    config, workdir: str, functions: Functional, state, step: int, mesh: Mesh, rule: Rule | None = None
+    config,
+    data: Dataset,
+    workdir: str,
+    functions: Functional,
+    state,
+    step: int,
+    mesh: Mesh,
+    rule: Rule | None = None,
 ) -> dict:
     """Test metrics with the averaged (EMA) and the raw weights, written to `workdir` and returned.
 
@@ -59,9 +67,7 @@ def write_report(
     per_example = make_per_example(functions, preprocess.of(config).normalize, mesh, rule)
 
     def rows(split, weights="ema_"):
-        return per_example(
-            state[f"{weights}params"], state[f"{weights}batch_stats"], pipeline.eval_batches(config, split)
-        )
+        return per_example(state[f"{weights}params"], state[f"{weights}batch_stats"], data.eval_batches(split))
 
     averaged, raw, items = rows(config.test_split), rows(config.test_split, weights=""), madds.of(config)
     report = {

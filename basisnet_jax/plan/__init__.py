@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from basisnet_jax import basis, madds, models, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.data.source import Source
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.ops import platforms
@@ -77,8 +78,9 @@ def plan(config: ml_collections.ConfigDict, topology: str, examples: int | None 
       UserError: libtpu is missing; the topology is unknown or its devices do not divide the batch.
     """
     devices, chip = find_devices(topology)
-    config = pipeline.completed(config)
-    examples, unknown = (examples, None) if examples else train_examples(config)
+    source = None if config.num_classes else Source.find(config)
+    config = source.completed(config) if source else config
+    examples, unknown = (examples, None) if examples else train_examples(config, source)
     report = {"topology": topology, **of_batch(config, devices, chip, examples)}
     if unknown:
         report["examples_unknown"] = unknown
@@ -219,12 +221,12 @@ def memory_needed(message: str) -> tuple[float, float] | None:
     return None
 
 
-def train_examples(config) -> tuple[int | None, str | None]:
-    """How many examples the training split has, or why that is not known."""
+def train_examples(config, source: Source | None = None) -> tuple[int | None, str | None]:
+    """How many examples the training split has, or why that is not known; `source` as for `pipeline.open`."""
     sizes = PUBLISHED.get(config.dataset)
     try:
         if not sizes:
-            return pipeline.num_examples(config, config.train_split), None
+            return pipeline.open(config, source).num_examples(config.train_split), None
         infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in sizes.items()}
         parts = tfds.core.ReadInstruction.from_spec(config.train_split).to_absolute(infos)
         return sum(len(range(sizes[part.splitname])[part.from_ : part.to]) for part in parts), None

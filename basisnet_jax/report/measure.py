@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from basisnet_jax import coefficients, early_exit, madds
-from basisnet_jax.data import pipeline
+from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Point, Rule
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import data_record, runs
 
 CALIBRATED = "early_exit.json"  # what a rule says that `basisnet calibrate` found
 
@@ -22,6 +22,7 @@ class Measured(NamedTuple):
     """A run's checkpoint on a split of n images, of which the first m are kept."""
 
     run: runs.Run
+    data: Dataset
     split: str
     classes: list[str]  # names by label
     layers: dict[str, int]  # where each layer's coefficients are among the K vectors, in the order in which layers run
@@ -39,6 +40,7 @@ def measure(workdir: str, which: str | None, split: str | None, images: int) -> 
     """Evaluates the averaged weights of a checkpoint on a split (None: of tests), as `basisnet evaluate` does."""
     run = runs.load(workdir, which)
     config = run.config
+    data = data_record.opened(config, workdir)
     split = split or config.test_split
     rule = runs.rule(workdir, run.step, None) if config.model == "basisnet" else None
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
@@ -46,13 +48,14 @@ def measure(workdir: str, which: str | None, split: str | None, images: int) -> 
     items = madds.of(config)
     return Measured(
         run,
+        data,
         split,
         runs.load_classes(workdir, config.num_classes),
         in_order(run.model.coefficient_names() if config.model != "static" else [], items),
         items,
         rule,
-        per_example(run.params, run.batch_stats, pipeline.eval_batches(config, split)),
-        first_images(config, split, images),
+        per_example(run.params, run.batch_stats, data.eval_batches(split)),
+        first_images(data, split, images),
     )
 
 
@@ -66,9 +69,9 @@ def in_order(layers: list[str], items: list[madds.Item]) -> dict[str, int]:
     return {layer: layers.index(layer) for layer in sorted(layers, key=turn)}
 
 
-def first_images(config, split: str, most: int) -> np.ndarray:
+def first_images(data: Dataset, split: str, most: int) -> np.ndarray:
     """At most so many images, uint8 [m, H, W, C], in the order in which evaluation sees them."""
-    batches = itertools.islice(pipeline.eval_batches(config, split), -(-most // config.eval_batch_size))
+    batches = itertools.islice(data.eval_batches(split), -(-most // data.eval_batch_size))
     return np.concatenate([batch["image"][batch["mask"].astype(bool)] for batch in batches])[:most]
 
 

@@ -4,7 +4,6 @@ import shlex
 
 from basisnet_jax import madds
 from basisnet_jax.configs import default
-from basisnet_jax.data import pipeline
 from basisnet_jax.early_exit import Point
 from basisnet_jax.inference import evaluate
 from basisnet_jax.report import figures, measure, mixtures, page, stages
@@ -68,7 +67,7 @@ def progress(workdir: str, measured: Measured) -> Html | None:
     config = measured.run.config
     if measured.run.step == 0:
         return element("p", "These weights were imported or extracted, not trained in this workdir.", class_="note")
-    total, newest = round(config.num_epochs * pipeline.steps_per_epoch(config)), checkpoint.newest(workdir)
+    total, newest = round(config.num_epochs * measured.data.steps_per_epoch()), checkpoint.newest(workdir)
     if newest >= total:
         return None
     text = f"This run is not finished: its newest checkpoint is of step {newest:,} of {total:,}."

@@ -28,6 +28,7 @@ sweep sets it. What is logged in training would be of augmented images, raw weig
 
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ import re
 import runpy
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -44,6 +45,8 @@ import ml_collections
 
 from basisnet_jax import parsing, plots
 from basisnet_jax.data import pipeline
+from basisnet_jax.data.pipeline import Dataset
+from basisnet_jax.data.source import Source
 from basisnet_jax.errors import Unfinished, UserError
 from basisnet_jax.sweep import display, launchers
 from basisnet_jax.workdir import checkpoint, runs
@@ -56,6 +59,7 @@ class Run(NamedTuple):
     folder: pathlib.Path
     flags: list[str]
     config: ml_collections.ConfigDict
+    data: Dataset
     steps: int
     yielded: dict
 
@@ -78,7 +82,8 @@ def sweep(file: str, workdir: str, cluster: str = "local", jobs: int | None = No
     jax.config.update("jax_platforms", "cpu")  # nothing is computed here: the devices are the runs'
     common, slurm, yielded = load(file)
     folder = pathlib.Path(os.path.abspath(workdir))
-    all_runs = [make_run(common, overrides, folder / "runs") for overrides in yielded]
+    find = functools.cache(Source)  # a folder of images is listed once for all runs
+    all_runs = [make_run(common, overrides, folder / "runs", find) for overrides in yielded]
     check(file, all_runs, folder)
     launcher = launchers.CLUSTERS[cluster](folder, jobs, slurm)
     try:
@@ -116,7 +121,7 @@ def load(file: str) -> tuple[dict, dict, list[dict]]:
     return {"CONFIG": names["CONFIG"], **common}, slurm, yielded
 
 
-def make_run(common: dict, yielded: dict, folder: pathlib.Path) -> Run:
+def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[..., Source] = Source) -> Run:
     """The run of what is yielded; the data it needs are prepared, once and before any run wants them."""
     overrides = {key: value for key, value in {**common, **yielded}.items() if key != "CONFIG"}
     path, _, arg = common["CONFIG"].partition(":")
@@ -129,12 +134,14 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path) -> Run:
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
-        config = pipeline.completed(parsing.resolve(config))
-        steps = round(config.num_epochs * pipeline.steps_per_epoch(config))
+        source = find(config.dataset, config.data_dir, config.bad_images)
+        config = source.completed(parsing.resolve(config))
+        data = pipeline.open(config, source)
+        steps = round(config.num_epochs * data.steps_per_epoch())
     except UserError as error:
         raise UserError(f"run {yielded}: {error}") from None
     name = name_of(yielded)
-    return Run(name, folder / name, flags, config, steps, yielded)
+    return Run(name, folder / name, flags, config, data, steps, yielded)
 
 
 def name_of(yielded: dict) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,9 +20,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from basisnet_jax import basisnet
-from basisnet_jax.data import pipeline
+from basisnet_jax.data.pipeline import Batches, Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
+from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import runs
 
 HEADS = ("both", "final", "preview")
@@ -30,7 +31,7 @@ _ID_BYTES = 128  # of TFDS's example ids, such as b"imagenet2012-train.tfrecord-
 
 
 class Teacher(NamedTuple):
-    config: object  # of the teacher's run
+    seen: Preprocess  # what it sees of an image
     name: str  # workdir and step
     weights: tuple  # an argument of the train step: as a constant it would be compiled in, once for every teacher
     logits: Callable  # (weights, pixels [B, H, W, C] in 0..255) -> [B, classes], float32
@@ -66,12 +67,12 @@ def load(config) -> Teacher | None:
         return run.functions.evaluate(*weights, images).logits.astype(jnp.float32)
 
     name = f"{os.path.realpath(fields.teacher)} step {run.step}"
-    return Teacher(run.config, name, (run.params, run.batch_stats), logits)
+    return Teacher(run.preprocess, name, (run.params, run.batch_stats), logits)
 
 
-def with_stored(config, teacher: Teacher, batches: Iterator[dict]) -> Iterator[dict]:
-    """The batches with "teacher", float16 logits [b, classes], in the place of "id"."""
-    folder = stored(config, teacher)
+def with_stored(batches: Batches, data: Dataset, teacher: Teacher, cache: str) -> Batches:
+    """The batches with "teacher", float16 logits [b, classes], in the place of "id"; `cache` as for `stored`."""
+    folder = stored(data, teacher, cache)
     ids, logits = (np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in ("ids", "logits"))
     order = np.argsort(ids)
     ids = ids[order]
@@ -83,41 +84,39 @@ def with_stored(config, teacher: Teacher, batches: Iterator[dict]) -> Iterator[d
         yield {**batch, "teacher": logits[order[places]]}
 
 
-def stored(config, teacher: Teacher) -> str:
-    """The folder in `config.distillation.cache` with the teacher's predictions on `config.train_split`.
+def stored(data: Dataset, teacher: Teacher, cache: str) -> str:
+    """The folder in `cache` (`config.distillation.cache`) with the teacher's predictions on the training split.
 
     They are computed, at the teacher's own image size and crop, unless they are there. The folder's name follows from
     teacher and data, so runs that differ in anything else share it. All processes must see the same file system.
     """
-    plain = config.copy_and_resolve_references()
-    for field in ("image_size", "channels", "resize", "eval_crop"):
-        plain[field] = teacher.config[field]
     about = {
         "teacher": teacher.name,
-        "data": pipeline.fingerprint(plain),
-        **{field: plain[field] for field in ("train_split", "image_size", "channels", "resize", "eval_crop")},
+        "data": data.fingerprint,
+        "train_split": data.train_split,
+        **{field: getattr(teacher.seen, field) for field in ("image_size", "channels", "resize", "eval_crop")},
     }
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    folder = os.path.join(config.distillation.cache, digest)
+    folder = os.path.join(cache, digest)
     if os.path.isdir(folder):
         return folder
-    rows = predict(plain, teacher)
+    rows = predict(data, teacher)
     if jax.process_index() == 0:
         write(folder, about, rows)
     multihost_utils.sync_global_devices("teacher's predictions are stored")
     return folder
 
 
-def predict(config, teacher: Teacher) -> dict[str, np.ndarray]:
-    """{"ids": bytes [n], "logits": float16 [n, classes]} of the plain images of `config.train_split`."""
-    count = pipeline.num_examples(config, config.train_split)
+def predict(data: Dataset, teacher: Teacher) -> dict[str, np.ndarray]:
+    """{"ids": bytes [n], "logits": float16 [n, classes]} of the plain images of the training split."""
+    count = data.num_examples(data.train_split)
     print(f"computing the predictions of the teacher in {teacher.name} on {count} images, once", flush=True)
-    mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
+    mesh = partition.create_mesh(data.eval_batch_size)
     weights = jax.device_put(teacher.weights, partition.replicated(mesh))
     step = lambda weights, images: teacher.logits(weights, images.astype(jnp.float32)).astype(jnp.float16)  # noqa: E731
     step = jax.jit(partition.inside(mesh, step))
     gathered = []
-    for batch in pipeline.eval_batches(config, config.train_split, ids=True):
+    for batch in data.seen_as(teacher.seen).eval_batches(data.train_split, ids=True):
         # As bytes, because between processes only arrays of numbers travel.
         ids = batch["id"].astype(f"S{_ID_BYTES}").view(np.uint8).reshape(-1, _ID_BYTES)
         batch = partition.global_batch({"image": batch["image"], "mask": batch["mask"], "ids": ids}, mesh)

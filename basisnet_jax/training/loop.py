@@ -22,27 +22,35 @@ from tqdm import tqdm
 
 from basisnet_jax import coefficients, madds, models, preprocess
 from basisnet_jax.data import pipeline
+from basisnet_jax.data.pipeline import Dataset
+from basisnet_jax.data.source import Source
 from basisnet_jax.distributed import partition, preemption
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
 from basisnet_jax.models import Functional
 from basisnet_jax.training import distillation, initial_weights
 from basisnet_jax.training.step import Step, TrainState, build_step
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, data_record, runs
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
+def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = False) -> dict:
     """Trains what `config` describes, or goes on with what `workdir` holds, and returns the final evaluation.
 
+    With `changed_data` a run goes on although its images are not those that it began with, if the classes are.
+
     Raises:
-      UserError: `workdir` cannot be written or belongs to another config; the data are not there; the loss diverged.
+      UserError: `workdir` cannot be written or belongs to another config or other data; the data are not there; the
+        loss diverged.
     """
-    config = pipeline.completed(config)
+    source = Source.find(config)
+    new_data = data_record.check(source, workdir, changed_data)
+    config = source.completed(config)
     runs.check(config, workdir)
+    data = pipeline.open(config, source)
     mesh = partition.create_mesh(config.batch_size, config.fsdp)
-    steps_per_epoch = pipeline.steps_per_epoch(config)
+    steps_per_epoch = data.steps_per_epoch()
     for split in filter(None, (config.validation_split, config.test_split, config.train_eval_split)):
-        pipeline.num_examples(config, split)  # a misspelt one is found now, not after the first epoch
+        data.num_examples(split)  # a misspelt one is found now, not after the first epoch
     total_steps = round(config.num_epochs * steps_per_epoch)
     model = models.create(config)
     functions = models.functional(model)
@@ -51,8 +59,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     teacher = distillation.load(config)
     teacher_runs = teacher is not None and not config.distillation.cache
     built = build_step(config, functions, steps_per_epoch, mesh, teacher.logits if teacher_runs else None)
-    runs.claim(config, workdir)  # only now: a config with a mistake in it must not keep the workdir
-    runs.write_classes(workdir, pipeline.class_names(config))
+    # Only now: a config with a mistake in it must not keep the workdir.
+    if new_data:
+        data_record.write(source, workdir)
+    runs.claim(config, workdir)
+    runs.write_classes(workdir, data.class_names)
 
     # How a run starts and goes on:
     # 1. The state is made from the seed, or from another run's weights (`config.init_from`), on the mesh.
@@ -69,10 +80,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         if first_step:
             state = checkpoint.restore(checkpoints, first_step, state)
         if first_step >= total_steps:
-            return finished_report(config, workdir, functions, state, first_step)
+            return finished_report(config, data, workdir, functions, state, first_step)
         print_overview(config, workdir, model, total_steps, first_step)
 
-        batches, constants = inputs(config, teacher, first_step, mesh)
+        batches, constants = inputs(config, data, teacher, first_step, mesh)
         per_example = evaluate.make_per_example(
             functions,
             preprocess.of(config).normalize,
@@ -80,7 +91,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         )
 
         def validate(step, state):
-            held_out = pipeline.eval_batches(config, config.validation_split)
+            held_out = data.eval_batches(config.validation_split)
             averaged = per_example(state.ema_params, state.ema_batch_stats, held_out)
             summary = evaluate.summarize(averaged)
             if step > config.optimizer.warmup_epochs * steps_per_epoch:
@@ -108,7 +119,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
         if last < total_steps:
             print(f"stopped after step {last} of {total_steps}, saved; the same command goes on from there")
             return {}
-        report = evaluate.write_report(config, workdir, functions, vars(state), total_steps, mesh)
+        report = evaluate.write_report(config, data, workdir, functions, vars(state), total_steps, mesh)
         log.write(total_steps, "test", {k: v for k, v in report.items() if isinstance(v, float)})
     print(evaluate.table(report))
     return report
@@ -172,13 +183,15 @@ def run(
     return state, step
 
 
-def inputs(config, teacher: distillation.Teacher | None, first_step: int, mesh: Mesh) -> tuple[Iterator[dict], tuple]:
+def inputs(
+    config, data: Dataset, teacher: distillation.Teacher | None, first_step: int, mesh: Mesh
+) -> tuple[Iterator[dict], tuple]:
     """The batches on their devices, and what every step takes besides: the key and a running teacher's weights."""
     reads = teacher is not None and bool(config.distillation.cache)
-    batches = pipeline.train_batches(config, first_step, ids=reads)
+    batches = data.train_batches(first_step, ids=reads)
     key = jax.random.key(config.seed)
     if reads:
-        batches = distillation.with_stored(config, teacher, batches)
+        batches = distillation.with_stored(batches, data, teacher, config.distillation.cache)
     batches = partition.on_device(batches, mesh)
     if teacher is None or reads:
         return batches, (key,)
@@ -202,7 +215,7 @@ def warn_of_dead_bases(per_example: dict, model: nnx.Module) -> None:
             logging.warning("%d dead bases: %s", len(dead), ", ".join(dead[:10]) + (" ..." if dead[10:] else ""))
 
 
-def finished_report(config, workdir: str, functions: Functional, state: TrainState, step: int) -> dict:
+def finished_report(config, data: Dataset, workdir: str, functions: Functional, state: TrainState, step: int) -> dict:
     """The evaluation of a run that had finished, made only where there is none, or one of another step (`evaluate`)."""
     print(f"{workdir} has finished its {step} steps: nothing to train")
     path, report = os.path.join(workdir, "evaluation.json"), {}
@@ -211,7 +224,7 @@ def finished_report(config, workdir: str, functions: Functional, state: TrainSta
             report = json.load(file)
     if report.get("step") != step:
         mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
-        report = evaluate.write_report(config, workdir, functions, vars(state), step, mesh)
+        report = evaluate.write_report(config, data, workdir, functions, vars(state), step, mesh)
     print(evaluate.table(report))
     return report
 

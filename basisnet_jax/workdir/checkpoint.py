@@ -1,7 +1,7 @@
 """Orbax checkpoints of a training state: asynchronous, the newest k and the best kept.
 
 The data position is the step itself: the batch of step t is a function of (config.seed, t) alone, so a state restored
-at step t goes on with the batch it would have seen (`data.pipeline.train_batches(config, first_step=t)`).
+at step t goes on with the batch it would have seen (`train_batches(first_step=t)` of `data.pipeline`).
 """
 
 import hashlib

@@ -1,5 +1,6 @@
 """What a run leaves in its workdir besides checkpoints: `config.json`, `classes.json` (names of the classes, a list in
-the order of the labels), `metrics.jsonl`, TensorBoard events, `early_exit.json` (of `basisnet calibrate`).
+the order of the labels), `metrics.jsonl`, TensorBoard events, `early_exit.json` (of `basisnet calibrate`), and
+`data.json`, which `data_record` describes.
 
 `load` reads a finished or imported run back: its config, its model and its averaged weights.
 """
@@ -212,16 +213,22 @@ def _write_once(workdir: str, name: str, value: dict | list) -> None:
     path = os.path.join(workdir, name)
     if os.path.exists(path) or jax.process_index() > 0:
         return
-    try:
+    with told_when_unwritable(workdir):
         os.makedirs(workdir, exist_ok=True)
         write_json(path, value)
+
+
+@contextlib.contextmanager
+def told_when_unwritable(workdir: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
 
 
-def write_json(path: str, value: dict | list) -> None:
+def write_json(path: str, value: dict | list, indent: int | None = 1) -> None:
     with replacing(path) as file:
-        json.dump(value, file, indent=1)
+        json.dump(value, file, indent=indent)
 
 
 @contextlib.contextmanager

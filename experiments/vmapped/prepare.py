@@ -11,12 +11,14 @@ import functools
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
 
 from basisnet_jax import madds, sweep
-from basisnet_jax.data import pipeline
+from basisnet_jax.data.pipeline import Dataset
+from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
 from basisnet_jax.training import distillation
@@ -34,11 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         flags.output.mkdir(parents=True, exist_ok=True)
-        found = [(file, run) for file in flags.sweeps for run in made(file)]
+        find = functools.cache(Source)
+        found = [(file, run) for file in flags.sweeps for run in made(file, find)]
         wanted = data_sets([run for _, run in found])
         runs.write_json(str(flags.output / "runs.json"), [described(*pair) for pair in found])
-        for config in wanted:
-            np.savez_compressed(flags.output / f"{config.dataset}.npz", **arrays(config))
+        for run in wanted:
+            np.savez_compressed(flags.output / f"{run.config.dataset}.npz", **arrays(run.config, run.data))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,18 +49,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def made(file: str) -> list[sweep.Run]:
+def made(file: str, find: Callable[..., Source]) -> list[sweep.Run]:
     if not pathlib.Path(file).resolve().is_relative_to(ROOT):
         raise UserError(f"{file} is not in {ROOT}, expected a sweep file of this repository")
     common, _, yielded = sweep.load(file)
-    return [sweep.make_run(common, overrides, pathlib.Path("runs")) for overrides in yielded]
+    return [sweep.make_run(common, overrides, pathlib.Path("runs"), find) for overrides in yielded]
 
 
-def data_sets(of: list[sweep.Run]) -> list[ml_collections.ConfigDict]:
-    """A config of each data set. Those of one data set must want the same arrays of it, and the same teacher if any."""
+def data_sets(of: list[sweep.Run]) -> list[sweep.Run]:
+    """A run of each data set. Those of one data set must want the same arrays of it, and the same teacher if any."""
     found = {}
-    for config in (run.config for run in of):
-        other = found.setdefault(config.dataset, config)
+    for run in of:
+        config = run.config
+        other = found.setdefault(config.dataset, run).config
         for field in FIELDS:
             if other[field] != config[field]:
                 raise UserError(f"runs want config.{field} {other[field]!r} and {config[field]!r} of one data set")
@@ -66,7 +70,7 @@ def data_sets(of: list[sweep.Run]) -> list[ml_collections.ConfigDict]:
                 raise UserError(f"a run has the teacher {teacher} without config.distillation.cache")
             if other.distillation.teacher not in ("", teacher):
                 raise UserError(f"runs want two teachers, {other.distillation.teacher} and {teacher}")
-            found[config.dataset] = config
+            found[config.dataset] = run
     return list(found.values())
 
 
@@ -79,7 +83,7 @@ def described(file: str, run: sweep.Run) -> dict:
         "config": config,
         "varied": {key.removeprefix("config."): value for key, value in run.yielded.items() if "." in key},
         "total_steps": run.steps,
-        "steps_per_epoch": pipeline.steps_per_epoch(run.config),
+        "steps_per_epoch": run.data.steps_per_epoch(),
         **cost(json.dumps({**config, "seed": 0, "optimizer": None})),
         "commit": evaluate.provenance(run.config)["commit"],
     }
@@ -95,7 +99,7 @@ def cost(config: str) -> dict[str, int]:
     }
 
 
-def arrays(config) -> dict[str, np.ndarray]:
+def arrays(config, data: Dataset) -> dict[str, np.ndarray]:
     """{"SPLIT image": uint8 [n, H, W, C], "SPLIT label": [n]} of a config's splits, as they are.
 
     With a teacher also "SPLIT teacher", its logits [n, classes], of the training split.
@@ -103,10 +107,11 @@ def arrays(config) -> dict[str, np.ndarray]:
     found = {}
     for split in dict.fromkeys(config[f"{name}_split"] for name in SPLITS):
         taught = config.distillation.teacher and split == config.train_split
-        batches = pipeline.eval_batches(config, split, ids=bool(taught))
+        batches = data.eval_batches(split, ids=bool(taught))
         batches = ({name: rows[batch["mask"].astype(bool)] for name, rows in batch.items()} for batch in batches)
         if taught:
-            batches = distillation.with_stored(config, distillation.load(config), batches)
+            teacher = distillation.load(config)
+            batches = distillation.with_stored(batches, data, teacher, config.distillation.cache)
         batches = list(batches)
         for name in ("image", "label", *(["teacher"] if taught else [])):
             found[f"{split} {name}"] = np.concatenate([batch[name] for batch in batches])
