@@ -8,7 +8,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["basisnet_jax*"]), "basisnet_jax.configs", "basisnet_jax.configs.sweeps"],
-    package_data={"basisnet_jax.data": ["imagenet_classes.txt"], "basisnet_jax.report": ["style.css"]},
+    package_data={
+        "basisnet_jax": ["py.typed"],
+        "basisnet_jax.data": ["imagenet_classes.txt"],
+        "basisnet_jax.report": ["style.css"],
+    },
     package_dir={"basisnet_jax.configs": "configs", "basisnet_jax.configs.sweeps": "configs/sweeps"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
     install_requires=[

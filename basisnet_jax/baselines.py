@@ -14,6 +14,7 @@ from flax import nnx
 
 from basisnet_jax import basis, coefficients
 from basisnet_jax.basisnet import Outputs
+from basisnet_jax.classifier import Classifier
 from basisnet_jax.ops import initializers
 
 
@@ -60,7 +61,7 @@ class Unit(nnx.Module):
             return self.body(x)
 
 
-class Routed(nnx.Module):
+class Routed(Classifier):
     """A network with units in it: images [B, H, W, C] to `Outputs`, their coefficients [B, units, N] included."""
 
     def __init__(self, network: nnx.Module):

@@ -170,8 +170,12 @@ def copies(noise: float) -> Initializer:
 noisy_copies = copies(0.1)  # what configs have too
 
 
+# The layers that get bases in the networks of this package: all convolutions but the stem and squeeze-and-excite.
+LAYERS = r"stages/.*/(expand|depthwise|project)/conv|last/conv|head(/conv)?"
+
+
 def convolutions(path: str, layer: nnx.Module) -> bool:
-    """The default choice of layers: every convolution."""
+    """The choice of every convolution."""
     return isinstance(layer, nnx.Conv)
 
 
@@ -184,24 +188,30 @@ def with_bases(
     network: nnx.Module,
     num_bases: int,
     *,
-    where: Callable[[str, nnx.Module], bool] = convolutions,
+    where: Callable[[str, nnx.Module], bool] | None = None,
     init: Initializer = noisy_copies,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None = None,
 ) -> nnx.Module:
     """A copy of `network` in which the chosen layers hold `num_bases` kernels each.
 
     Args:
       network: any NNX network; its code is not touched, `nnx.Conv` and `nnx.Linear` inside it are exchanged.
       num_bases: N >= 1.
-      where: which layers get bases, by (path joined with "/", layer).
+      where: which layers get bases, by (path joined with "/", layer): `matching(pattern)`, `convolutions` or another.
+        None: as the configs have it, `matching(LAYERS)`, where the network has such layers; else every convolution.
       init: the N kernels from (key, the layer's kernel, N): `copies(noise)` of the network's own, or `independent`.
-      rngs: its stream "params" is drawn from.
+      rngs: its stream "params" is drawn from; None: `nnx.Rngs(0)`.
 
     Raises:
       ValueError: no layer was chosen, or one was whose kind of convolution cannot have one kernel per example.
     """
     if num_bases < 1:
         raise ValueError(f"num_bases={num_bases}, expected at least 1")
+    if where is None:
+        convs = [path for path, module in nnx.iter_modules(network) if isinstance(module, nnx.Conv)]
+        paths = ["/".join(map(str, path)) for path in convs]
+        where = matching(LAYERS) if any(re.fullmatch(LAYERS, path) for path in paths) else convolutions
+    rngs = rngs or nnx.Rngs(0)
 
     def exchange(path, layer):
         path = "/".join(map(str, path))

@@ -4,6 +4,8 @@ The form of the coefficients (one softmax over the bases for each layer) is our 
 assumption; sigmoid, temperature and one vector for all layers are here to be compared with it.
 """
 
+import inspect
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from basisnet_jax import basis, coefficients
+from basisnet_jax.classifier import Classifier
 from basisnet_jax.ops import initializers
 from basisnet_jax.ops.platforms import platform
 
@@ -24,18 +27,29 @@ class Outputs(NamedTuple):
     coefficients: jax.Array | None = None  # [B, K, N]; K is 1 where all layers share them
 
 
-class BasisNet(nnx.Module):
+class BasisNet(Classifier):
     """Two stages: `preview_stage` on every image, `specialist_stage` where the preview is not confident.
+
+    Keywords of a call, such as `rngs` or `training`, go on to those of the two networks that take them.
 
     Args:
       specialist: a network that went through `basis.with_bases`.
-      preview: a network with `features(images) -> [B, F]`, and `dropout` and `classifier` (an `nnx.Linear`) on them.
-      preview_size: side to which images are resized for the preview, in pixels.
+      preview: any network of images to logits [B, classes] whose last linear layer reads [B, F]: the coefficients are
+        made of what it reads. A network with `features(images) -> [B, F]` and a linear layer `classifier` (as the
+        networks of this package) is used by these, with its `dropout` between them if it has one.
+      preview_size: side in pixels to which images [B, H, W, C] are resized for the preview; None: it sees them as they
+        are, of any shape.
+      view: in place of `preview_size`, a function of the images to what the preview sees.
+      classifier: path of the preview's linear layer that gives the logits, such as "head"; None: the last one defined.
       activation: "softmax" (coefficients of a layer sum to one) or "sigmoid" (each on its own).
       temperature: the activation's argument is divided by it; higher is more even. Training may start higher.
       shared: one vector of coefficients for all layers, instead of one for each.
       dropout: basis model dropout, the probability that a basis is shut down in training; never all of them are.
       dropout_per: "example" or "batch": what shares one draw of the bases to drop.
+      rngs: of the coefficient head's weights and of the dropout; None: `nnx.Rngs(0)`.
+
+    Raises:
+      ValueError: the layers of the specialist have bases of different numbers, or the preview has no such layer.
     """
 
     def __init__(
@@ -43,22 +57,30 @@ class BasisNet(nnx.Module):
         specialist: nnx.Module,
         preview: nnx.Module,
         *,
-        preview_size: int,
+        preview_size: int | None = None,
+        view: Callable[[jax.Array], jax.Array] | None = None,
+        classifier: str | None = None,
         activation: str = "softmax",
         temperature: float = 1.0,
         shared: bool = False,
         dropout: float = 0.0,
         dropout_per: str = "example",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
     ):
+        rngs = rngs or nnx.Rngs(0)
         layers = basis.basis_layers(specialist)
         counts = {layer.num_bases for layer in layers.values()}
         if len(counts) != 1:
             raise ValueError(f"the specialist's basis layers have {sorted(counts)} bases, expected one number for all")
+        if preview_size is not None and view is not None:
+            raise ValueError(f"preview_size={preview_size} and a view given, expected one of them")
         coefficients.check(activation, dropout, dropout_per)
+        if classifier is not None or not all(hasattr(preview, name) for name in ("features", "classifier")):
+            preview = Tapped(preview, classifier)
         self.specialist = specialist
         self.preview = preview
         self.preview_size = preview_size
+        self.view = view
         self.activation = activation
         self.temperature = temperature
         self.num_vectors = 1 if shared else len(layers)
@@ -76,23 +98,119 @@ class BasisNet(nnx.Module):
         """What each of the K vectors of coefficients mixes."""
         return list(basis.basis_layers(self.specialist)) if self.num_vectors > 1 else ["all layers"]
 
-    def preview_stage(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def preview_stage(self, images: jax.Array, **keywords) -> tuple[jax.Array, jax.Array]:
         """Images [B, H, W, C] to the first prediction [B, classes] and the coefficients [B, K, N], float32."""
-        features = self.preview.features(resize(images, self.preview_size))
-        logits = self.preview.classifier(self.preview.dropout(features))
+        if self.view is not None:
+            images = self.view(images)
+        elif self.preview_size is not None:
+            images = resize(images, self.preview_size)
+        if isinstance(self.preview, Tapped):
+            features, logits = self.preview(images, **keywords)
+        else:
+            features = self.preview.features(images, **keywords)
+            dropout = getattr(self.preview, "dropout", None)
+            logits = self.preview.classifier(features if dropout is None else dropout(features))
         raw = self.coefficient_head(features).reshape(-1, self.num_vectors, self.num_bases)
         raw = raw.astype(jnp.float32) / self.temperature
         kept = self.basis_dropout(raw.shape[0], self.num_bases)
         return logits, coefficients.activate(raw, self.activation, kept)
 
-    def specialist_stage(self, images: jax.Array, coefficients_BKN: jax.Array) -> jax.Array:
+    def specialist_stage(self, images: jax.Array, coefficients_BKN: jax.Array, **keywords) -> jax.Array:
         """The final prediction [B, classes], each image's by kernels mixed with its own coefficients."""
         with basis.mixed(self.specialist, coefficients_BKN):
-            return self.specialist(images)
+            return self.specialist(images, **keywords)
 
-    def __call__(self, images: jax.Array) -> Outputs:
-        preview_logits, coefficients_BKN = self.preview_stage(images)
-        return Outputs(self.specialist_stage(images, coefficients_BKN), preview_logits, coefficients_BKN)
+    def __call__(self, images: jax.Array, **keywords) -> Outputs:
+        calls = [self.preview.call if isinstance(self.preview, Tapped) else self.preview.features, self.specialist]
+        of_preview, of_specialist = (taken(call, keywords) for call in calls)
+        if unknown := keywords.keys() - of_preview.keys() - of_specialist.keys():
+            raise TypeError(f"neither preview nor specialist takes the keyword {min(unknown)!r}")
+        preview_logits, coefficients_BKN = self.preview_stage(images, **of_preview)
+        return Outputs(
+            self.specialist_stage(images, coefficients_BKN, **of_specialist), preview_logits, coefficients_BKN
+        )
+
+
+class Tapped(nnx.Module):
+    """Any network with the input of one of its linear layers as a second output: the features of a preview.
+
+    Args:
+      network: of images to logits. A copy of it is used.
+      path: of the layer, joined with "/". None: the last one defined, and a call makes sure that it gives the logits.
+    """
+
+    def __init__(self, network: nnx.Module, path: str | None = None):
+        linear = [at for at, module in in_order(network) if isinstance(module, nnx.Linear)]
+        if not linear or (path is not None and path not in linear):
+            raise ValueError(f"the preview has the linear layers {linear}, expected {path or 'one that gives logits'}")
+        self.is_found = path is None
+        self.path = path or linear[-1]
+        self.network = nnx.recursive_map(
+            lambda at, module: Tap(module) if "/".join(map(str, at)) == self.path else module, nnx.clone(network)
+        )
+
+    @property
+    def tap(self) -> "Tap":
+        return next(module for _, module in nnx.iter_modules(self.network) if isinstance(module, Tap))
+
+    @property
+    def classifier(self) -> nnx.Linear:
+        return self.tap.layer
+
+    @property
+    def call(self) -> Callable:
+        return self.network
+
+    def __call__(self, images, **keywords) -> tuple[jax.Array, jax.Array]:
+        """The features [B, F] and the logits [B, classes]."""
+        logits = self.network(images, **keywords)
+        tap = self.tap
+        (features, output), tap.seen = tap.seen or (None, None), None
+        if features is None or features.ndim != 2 or (self.is_found and output is not logits):
+            shape = None if features is None else features.shape
+            raise ValueError(
+                f"the preview's last linear layer {self.path!r} reads {shape} and its output is "
+                f"{'' if output is logits else 'not '}the preview's, expected [B, F] and the logits: name another by "
+                "classifier=, or give the preview `features` and `classifier`"
+            )
+        return features, logits
+
+
+class Tap(nnx.Module):
+    """A linear layer that keeps what it read and gave in its last call."""
+
+    def __init__(self, layer: nnx.Linear):
+        self.layer = layer
+        self.seen: tuple[jax.Array, jax.Array] | None = nnx.data(None)
+
+    def __call__(self, x):
+        y = self.layer(x)
+        self.seen = x, y
+        return y
+
+
+def in_order(network: nnx.Module, path: str = "") -> Iterator[tuple[str, nnx.Module]]:
+    """The modules in a network by path, in the order in which they were defined; `nnx.iter_modules` sorts by name."""
+    if isinstance(network, nnx.Module):
+        yield path, network
+        children = vars(network)
+    elif isinstance(network, dict):
+        children = network
+    elif isinstance(network, list | tuple | nnx.List):
+        children = dict(enumerate(network))
+    else:
+        return
+    for name, child in children.items():
+        if not str(name).startswith("_pytree"):
+            yield from in_order(child, f"{path}/{name}".removeprefix("/"))
+
+
+def taken(call: Callable, keywords: dict) -> dict:
+    """Those of the keywords that a network's call takes."""
+    known = inspect.signature(call).parameters.values()
+    if any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in known):
+        return keywords
+    return {name: keywords[name] for name in keywords.keys() & {parameter.name for parameter in known}}
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:

@@ -4,6 +4,7 @@ A `Rule` says where that is, `curve` and `choose` what a threshold gives, and `T
 the work.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -142,27 +143,14 @@ class TwoStage:
         self.sizes = sorted({-(-batch_size * eighths // 8) for eighths in range(1, 9)})
         graph, state = nnx.split(model)
         leaves, tree = jax.tree.flatten(state)
-
-        def compiled(stage, device):
-            # The weights are an argument: as constants, every one of the programs would hold them.
-            program = jax.jit(lambda leaves, *args: stage(nnx.merge(graph, tree.unflatten(leaves), copy=True), *args))
-            weights = jax.device_put(leaves, device)
-            return lambda *args: program(weights, *args)
-
-        def preview(model, images):
-            logits, coefficients = model.preview_stage(prepare(images))
-            return rule.scaled(logits), rule.confidence(logits), coefficients
-
-        def specialist(model, images, coefficients):
-            return model.specialist_stage(prepare(images), coefficients).astype(jnp.float32)
-
-        def synthesized(model, image, coefficients):
-            return basis.synthesize(model.specialist, coefficients[0])(prepare(image)).astype(jnp.float32)
-
         first, *others = jax.local_devices()
         second = others[0] if others else first
-        self._preview = compiled(preview, first)
-        self._specialist, self._synthesized = compiled(specialist, second), compiled(synthesized, second)
+        of_device = {device: jax.device_put(leaves, device) for device in (first, second)}
+        preview, *of_specialist = _programs(graph, tree, rule._replace(threshold=NONE_STOPS), prepare)
+        self._preview = functools.partial(preview, of_device[first])
+        self._specialist, self._synthesized = (
+            functools.partial(program, of_device[second]) for program in of_specialist
+        )
 
     def __call__(self, images: np.ndarray) -> Answers:
         """The answers for one batch [n, H, W, C] of at most `batch_size` images."""
@@ -218,6 +206,27 @@ class TwoStage:
         while running:
             finish()
         yield from (answers for _, answers in started)
+
+
+@functools.lru_cache(maxsize=16)  # so that the same model with other weights compiles nothing anew
+def _programs(graph, tree, rule: Rule, prepare: Callable) -> list[Callable]:
+    """The jitted `(weights, *inputs)` of preview, specialist and, of one image, its synthesized network."""
+
+    def preview(model, images):
+        logits, coefficients = model.preview_stage(prepare(images))
+        return rule.scaled(logits), rule.confidence(logits), coefficients
+
+    def specialist(model, images, coefficients):
+        return model.specialist_stage(prepare(images), coefficients).astype(jnp.float32)
+
+    def synthesized(model, image, coefficients):
+        return basis.synthesize(model.specialist, coefficients[0])(prepare(image)).astype(jnp.float32)
+
+    def compiled(stage):
+        # The weights are an argument: as constants, every one of the programs would hold them.
+        return jax.jit(lambda leaves, *args: stage(nnx.merge(graph, tree.unflatten(leaves), copy=True), *args))
+
+    return [compiled(stage) for stage in (preview, specialist, synthesized)]
 
 
 def padded(rows: np.ndarray, size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import baselines, basis, networks
+from basisnet_jax import baselines, basis, networks, preprocess
 from basisnet_jax.basisnet import BasisNet, Outputs
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks import batch_norm
@@ -20,6 +20,7 @@ COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # 
 def create(config: ml_collections.ConfigDict) -> nnx.Module:
     """The model that a config describes: a `BasisNet`, a `baselines.Routed`, or "static" the plain `config.network`."""
     model = _create(config)
+    model.preprocess = preprocess.of(config)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, batch_norm.BatchNorm):
             module.groups = config.batch_norm_groups

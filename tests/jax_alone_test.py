@@ -28,6 +28,11 @@ for _ in range(3):
     state, metrics = step.run(state, batch, jax.random.key(0))
     losses.append(float(metrics["loss"]))
 print(int(state.step), losses[-1] < losses[0])
+
+import basisnet_jax
+model = basisnet_jax.create_model("basisnet_mobilenet_v3_small", 3, num_bases=2, width=0.1, image_size=32)
+loss = basisnet_jax.loss(model(np.zeros((2, 32, 32, 3), np.float32)), np.arange(2))
+print(float(loss) > 0, model.predict(np.zeros((2, 40, 50, 3), np.uint8)).probabilities.shape)
 """
 
 
@@ -49,4 +54,4 @@ def test_three_steps_in_an_environment_without_the_rest(tmp_path):
         assert subprocess.run([python, "-c", f"import {absent}"], env=environment, capture_output=True).returncode == 1
     ended = subprocess.run([python, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() == ["3", "True"]
+    assert ended.stdout.splitlines() == ["3 True", "True (2, 3)"]

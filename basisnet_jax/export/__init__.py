@@ -11,15 +11,19 @@ import importlib.metadata
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from flax import nnx
+import numpy as np
 
 from basisnet_jax import early_exit, madds
+from basisnet_jax.classifier import Classifier
+from basisnet_jax.early_exit import Answers
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
 from basisnet_jax.export.output import written
+from basisnet_jax.inference import predictions
+from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import checkpoint, runs
 
 FORMATS = {
@@ -152,6 +156,36 @@ class Exported(NamedTuple):
     rule: early_exit.Rule
     functions: dict[str, Callable]  # by stage: arrays [1, ...] -> named arrays
 
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(**self.manifest["preprocessing"])
+
+    @property
+    def costs(self) -> dict[str, int]:
+        """Multiply-adds of an image whose answer a stage gives; the stage of those that go on comes first."""
+        costs = {name: stage["madds"] for name, stage in self.manifest["stages"].items()}
+        return {name: costs[name] for name in ("network", "specialist", "preview") if name in costs}
+
+    def answers(self, images: Iterable[np.ndarray], rule: early_exit.Rule | None = None) -> Iterator[Answers]:
+        """The answers for uint8 images [H, W, C] that are prepared already, one at a time; `rule`: another one."""
+        rule = rule or self.rule
+        first, *others = self.manifest["stages"]
+        for image in images:
+            outputs = self.functions[first](image[None])
+            stopped = np.zeros(1, bool)
+            if others:
+                stopped = rule.stops(outputs["confidence"])
+                if not stopped[0]:
+                    outputs = self.functions[others[0]](image[None], outputs["coefficients"])
+            yield Answers(np.asarray(outputs["logits"]), stopped)
+
+    def predict(self, images: Sequence[np.ndarray], *, threshold: float | None = None) -> predictions.Prediction:
+        """As `basisnet_jax.predict`; an export runs one image at a time."""
+        rule = self.rule if threshold is None else self.rule._replace(threshold=threshold)
+        found = [*self.answers(map(self.preprocess, images), rule)]
+        logits, stopped = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return predictions.prediction(logits, stopped, self.costs, self.manifest["classes"])
+
 
 def load(directory: str) -> Exported:
     """The export in a directory, its files whole.
@@ -163,12 +197,14 @@ def load(directory: str) -> Exported:
     return Exported(manifest, rule, opened(directory, manifest, FORMATS[manifest["format"]].load))
 
 
-def load_model(directory: str) -> nnx.Module:
-    """The model of an export to safetensors, in evaluation mode."""
-    manifest, _ = read_manifest(directory)
+def load_model(directory: str) -> Classifier | Exported:
+    """The model of an export to safetensors, in evaluation mode; of another format what calls its functions."""
+    manifest, rule = read_manifest(directory)
     if manifest["format"] != "safetensors":
-        raise UserError(f"{directory} is an export to {manifest['format']}, expected safetensors")
-    return opened(directory, manifest, safetensors.model)
+        return load(directory)
+    model = opened(directory, manifest, safetensors.model)
+    model.names, model.rule = tuple(manifest["classes"]), rule if "early_exit" in manifest else None
+    return model
 
 
 def opened(directory: str, manifest: dict, read: Callable):

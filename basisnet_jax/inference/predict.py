@@ -8,14 +8,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-import jax
 import numpy as np
 
-from basisnet_jax import early_exit, madds
 from basisnet_jax import export as exports
 from basisnet_jax.data import files, folder
-from basisnet_jax.early_exit import Rule
+from basisnet_jax.early_exit import Answers, Rule
 from basisnet_jax.errors import UserError
+from basisnet_jax.inference import predictions
 from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import runs
 
@@ -68,7 +67,12 @@ def predict(
                 f"basisnet: no threshold is known for step {run.step}: no image stops at the preview", file=sys.stderr
             )
         rule = rule or Rule()
-        answer = make_answer(run, rule, min(BATCH_SIZE, len(paths)))
+        size, costs = min(BATCH_SIZE, len(paths)), predictions.costs_of(run.model, seen.shape)
+
+        def answers(batches):
+            return predictions.answers(run.model, batches, rule, size, predictions.normalizer(seen))
+
+        answer = make_answer(answers, costs)
     show = printer(form, width=max(map(len, ("file", *paths))))
     waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read
 
@@ -96,32 +100,14 @@ def predict(
         raise UserError(f"{unread} of {len(paths)} files could not be read")
 
 
-def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
+def make_answer(
+    answers: Callable[[Iterable[np.ndarray]], Iterator[Answers]], costs: dict[str, int]
+) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
     """`answer(batches)`: label, confidence, stage and multiply-adds of every image in batches of uint8 [n, H, W, C]."""
-    items, prepare = madds.of(run.config), run.preprocess.normalize
-
-    @jax.jit
-    def evaluated(params, batch_stats, images):
-        return run.functions.evaluate(params, batch_stats, prepare(images)).logits
-
-    def one_stage(images):
-        logits = evaluated(run.params, run.batch_stats, early_exit.padded(images, batch_size))
-        return early_exit.Answers(np.asarray(logits, np.float32)[: len(images)], np.zeros(len(images), bool))
-
-    if run.config.model == "basisnet":
-        stages = ("specialist", madds.total(items)), ("preview", madds.preview_only(items))
-        two_stage = early_exit.TwoStage(run.model, rule, batch_size, prepare)
-    else:
-        stages = [("network", madds.total(items))]
+    stages = [*costs.items()]
 
     def answer(batches):
-        if len(stages) == 1:
-            answers = map(one_stage, batches)
-        elif batch_size == 1:
-            answers = (two_stage.single(image) for [image] in batches)
-        else:
-            answers = two_stage.stream(batches)
-        for logits, stopped in answers:
+        for logits, stopped in answers(batches):
             for row, stop in zip(logits, stopped, strict=True):
                 yield *labelled(row), *stages[int(stop)]
 
@@ -129,21 +115,14 @@ def make_answer(run: runs.Run, rule: Rule, batch_size: int) -> Callable[[Iterabl
 
 
 def of_export(directory: str, threshold: float | None) -> tuple[Preprocess, list[str], Callable]:
-    """What the export sees of an image, the names of the classes, and an `answer` as `make_answer` gives it."""
+    """What the export sees of an image, the names of the classes, and an `answer`."""
     exported = exports.load(directory)
-    manifest, functions = exported.manifest, exported.functions
     rule = exported.rule if threshold is None else exported.rule._replace(threshold=threshold)
-    first, *others = manifest["stages"]
 
-    def answer(batches):
-        for image in itertools.chain.from_iterable(batches):
-            stage, outputs = first, functions[first](image[None])
-            if others and not rule.stops(outputs["confidence"])[0]:
-                [stage] = others
-                outputs = functions[stage](image[None], outputs["coefficients"])
-            yield *labelled(np.asarray(outputs["logits"])[0]), stage, manifest["stages"][stage]["madds"]
+    def answers(batches):
+        return exported.answers(itertools.chain.from_iterable(batches), rule)
 
-    return Preprocess(**manifest["preprocessing"]), manifest["classes"], answer
+    return exported.preprocess, exported.manifest["classes"], make_answer(answers, exported.costs)
 
 
 def labelled(logits: np.ndarray) -> tuple[int, float]:

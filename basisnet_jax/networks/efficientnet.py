@@ -11,6 +11,7 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
+from basisnet_jax.classifier import Classifier
 from basisnet_jax.networks.blocks import (
     Block,
     ConvNorm,
@@ -69,7 +70,7 @@ def with_drop_connect(stages: Stages, rate: float) -> Stages:
     return tuple(tuple(dataclasses.replace(row, drop_connect=next(rates)) for row in stage) for stage in stages)
 
 
-class EfficientNet(nnx.Module):
+class EfficientNet(Classifier):
     """Images [B, H, W, C], normalised, to logits [B, num_classes].
 
     Args:

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from basisnet_jax.classifier import Classifier
 from basisnet_jax.networks.blocks import (
     Block,
     ConvNorm,
@@ -32,7 +33,7 @@ STAGES: Stages = (
 )
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Classifier):
     """Images [B, H, W, C], normalised, to logits [B, num_classes]. Arguments as for `MobileNetV3`.
 
     `head_features` is the last 1x1 convolution's width; it grows with `width` above 1 and never shrinks below.

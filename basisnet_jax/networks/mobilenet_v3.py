@@ -7,6 +7,7 @@ Multiply-adds at 224x224: Large 216.6M, Small 56.5M.
 import jax.numpy as jnp
 from flax import nnx
 
+from basisnet_jax.classifier import Classifier
 from basisnet_jax.networks.blocks import (
     ACTIVATIONS,
     Block,
@@ -52,7 +53,7 @@ SMALL: Stages = (
 )
 
 
-class MobileNetV3(nnx.Module):
+class MobileNetV3(Classifier):
     """Images [B, H, W, C], normalised, to logits [B, num_classes].
 
     Args:

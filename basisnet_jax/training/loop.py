@@ -112,7 +112,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
                 max(round(config.eval_every_epochs * steps_per_epoch), 1),
                 config.checkpoint_every_steps,
             ),
-            log=log,
+            log=log.write,
             checkpoints=checkpoints,
             validate=validate,
         )
@@ -142,8 +142,8 @@ def run(
     first_step: int,
     total_steps: int,
     every: Every,
-    log: runs.Log,
-    checkpoints: ocp.CheckpointManager,
+    log: Callable[[int, str, dict[str, float]], None],
+    checkpoints: ocp.CheckpointManager | None,
     validate: Callable[[int, TrainState], dict[str, float]] | None,
 ) -> tuple[TrainState, int]:
     """Takes the steps `first_step` + 1 to `total_steps`, or fewer where a signal asks it to stop, and saves the state.
@@ -153,6 +153,8 @@ def run(
       state: after `first_step` steps; it is donated.
       batches: one for each step, on the devices of the mesh.
       constants: what each step takes besides: the key, and a running teacher's weights.
+      log: takes step, split and scalars.
+      checkpoints: where the state is saved; None: nowhere.
       validate: `(step, state)` to the metrics by which the best checkpoint is found; None: there is no such split.
 
     Returns:
@@ -169,17 +171,19 @@ def run(
             last = step == total_steps
             if step % every.log == 0 or last:
                 means = watch.means()
-                log.write(step, "train", {**means, "learning_rate": float(built.learning_rate(step - 1))})
+                log(step, "train", {**means, "learning_rate": float(built.learning_rate(step - 1))})
             stops = preempted(step) and not last
             summary = None
             if validate and ((step % every.validate == 0 and not stops) or last):
-                log.write(step, "validation", summary := validate(step, state))
+                log(step, "validation", summary := validate(step, state))
             if stops or last or summary or step % every.checkpoint == 0:
                 watch.read()  # a state that follows from a bad loss is never saved
-                checkpoint.save(checkpoints, step, state, summary)
+                if checkpoints:
+                    checkpoint.save(checkpoints, step, state, summary)
             if stops:
                 break
-        checkpoints.wait_until_finished()
+        if checkpoints:
+            checkpoints.wait_until_finished()
     return state, step
 
 
@@ -246,7 +250,7 @@ def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, fi
 class Watch:
     """Reads each step's metrics one step late, sums them for the log, and stops the run when one is not finite."""
 
-    def __init__(self, checkpoints):
+    def __init__(self, checkpoints: ocp.CheckpointManager | None):
         self.checkpoints = checkpoints
         self.pending: tuple[int, dict] | None = None
         self.read_metrics: list[dict[str, float]] = []
@@ -258,8 +262,10 @@ class Watch:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
-            self.checkpoints.wait_until_finished()
-            good = self.checkpoints.latest_step()
+            good = None
+            if self.checkpoints:
+                self.checkpoints.wait_until_finished()
+                good = self.checkpoints.latest_step()
             kept = "no checkpoint was saved yet" if good is None else f"the last good checkpoint is of step {good}"
             raise UserError(f"training diverged at step {step}: {', '.join(bad)}; {kept}")
         self.read_metrics.append(metrics)

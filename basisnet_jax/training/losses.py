@@ -28,6 +28,25 @@ def distilled(logits: jax.Array, targets: jax.Array, taught: jax.Array, config) 
     return (1 - config.weight) * cross_entropy(logits, targets) + config.weight * from_teacher
 
 
+def loss(
+    outputs: Outputs | jax.Array, labels: jax.Array, *, preview_weight: float = 1.0, label_smoothing: float = 0.0
+) -> jax.Array:
+    """The loss of a model's outputs, for a training loop of one's own: the mean over the batch, a scalar.
+
+    Args:
+      outputs: of a `BasisNet` or any other model: an `Outputs`, or logits [B, classes].
+      labels: integers [B].
+      preview_weight: of the preview's cross-entropy; the final answer's has the weight 1.
+      label_smoothing: share of each label that is spread over all classes.
+    """
+    outputs = outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+    wanted = targets(labels, outputs.logits.shape[-1], label_smoothing)
+    final = jnp.mean(cross_entropy(outputs.logits, wanted))
+    if outputs.preview_logits is None:
+        return final
+    return final + preview_weight * jnp.mean(cross_entropy(outputs.preview_logits, wanted))
+
+
 def joint(
     outputs: Outputs, targets: jax.Array, taught: jax.Array | None, config: ml_collections.ConfigDict
 ) -> tuple[jax.Array, dict[str, jax.Array]]:

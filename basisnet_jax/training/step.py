@@ -48,6 +48,7 @@ def build_step(
     steps_per_epoch: int,
     mesh: Mesh | None = None,
     teacher: Callable | None = None,
+    normalize: Callable | None = None,
 ) -> Step:
     """The step of a config's training, with its optimizer, schedules and shardings.
 
@@ -57,13 +58,16 @@ def build_step(
       steps_per_epoch: by which lengths in epochs become lengths in steps.
       mesh: None: all devices, as `config.batch_size` and `config.fsdp` say.
       teacher: `(weights, pixels [B, H, W, C] in 0..255) -> logits [B, classes]`, if one runs in every step.
+      normalize: makes of the images, as they are in a batch, what the model takes; None: as the config says.
     """
     mesh = mesh or partition.create_mesh(config.batch_size, config.fsdp)
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, round(config.num_epochs * steps_per_epoch))
     tx = optimizer.create(config.optimizer, learning_rate, functions)
     create = partial(create_state, tx=tx)
     shardings = partition.of_state(jax.eval_shape(create, functions.params, functions.batch_stats), mesh)
-    step = make_train_step(config, functions, tx, optimizer.temperature(config.coefficients, steps_per_epoch), teacher)
+    step = make_train_step(
+        config, functions, tx, optimizer.temperature(config.coefficients, steps_per_epoch), teacher, normalize
+    )
     return Step(
         jax.jit(create, out_shardings=shardings),
         jax.jit(partition.inside(mesh, step), donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh))),
@@ -83,6 +87,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     temperature: optax.Schedule | None = None,
     teacher: Callable | None = None,
+    normalize: Callable | None = None,
 ):
     """The pure function `(state, batch, key, teacher_weights=None) -> (state, metrics)`.
 
@@ -92,7 +97,7 @@ def make_train_step(
     mixup or CutMix top-1 counts the label that has the larger share of the example.
     """
 
-    seen = preprocess.of(config)
+    normalize = normalize or preprocess.of(config).normalize
 
     def train_step(state: TrainState, batch, key: jax.Array, teacher_weights=None) -> tuple[TrainState, dict]:
         step_key, mixing_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -103,7 +108,7 @@ def make_train_step(
         annealed = None if temperature is None else temperature(state.step)
 
         def loss_fn(params, examples, key):
-            images = seen.normalize(examples["pixels"])
+            images = normalize(examples["pixels"])
             outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
             loss, parts = losses.joint(outputs, examples["targets"], examples.get("taught"), config)
             return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})

@@ -1,0 +1,34 @@
+"""What all networks here share besides their layers: they know how images are prepared, and predict."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flax import nnx
+
+from basisnet_jax.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from basisnet_jax.early_exit import Rule
+    from basisnet_jax.inference.predictions import Prediction
+
+
+class Classifier(nnx.Module):
+    """A network that `create_model` or `load` returns. What it computes is up to its subclass."""
+
+    preprocess: Preprocess | None = None  # None: images are given as the network takes them
+    names: tuple[str, ...] | None = None  # of the classes, by label
+    rule: "Rule | None" = None  # when an image stops at the preview; None: no image does
+
+    def predict(
+        self,
+        images: "np.ndarray | Sequence[np.ndarray]",
+        *,
+        threshold: float | None = None,
+        batch_size: int = 64,
+    ) -> "Prediction":
+        """Labels, probabilities, and what they cost: see `basisnet_jax.predict`."""
+        from basisnet_jax.inference import predictions
+
+        return predictions.predict(self, images, threshold=threshold, batch_size=batch_size)

@@ -1,0 +1,203 @@
+"""Training a model of one's own on batches of one's own, by the step and the loop of `basisnet train`."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from basisnet_jax import early_exit, models, plots
+from basisnet_jax.configs import default
+from basisnet_jax.distributed import partition
+from basisnet_jax.early_exit import Rule
+from basisnet_jax.errors import UserError
+from basisnet_jax.inference import evaluate, predictions
+from basisnet_jax.training import loop
+from basisnet_jax.training.step import build_step
+from basisnet_jax.workdir import checkpoint, runs
+
+Batch = dict[str, np.ndarray]  # "image" [B, ...] and "label" [B]
+
+
+def fit(
+    model: nnx.Module,
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    num_steps: int,
+    *,
+    validation: Iterable[Batch] | Callable[[], Iterable[Batch]] | None = None,
+    workdir: str | os.PathLike | None = None,
+    optimizer: str = "adamw",
+    learning_rate: float = 3e-3,
+    warmup_steps: int | None = None,
+    weight_decay: float = 0.02,
+    clip_norm: float = 1.0,
+    label_smoothing: float = 0.0,
+    preview_weight: float = 1.0,
+    ema_decay: float = 0.0,
+    max_drop: float = 0.003,
+    log_every: int = 100,
+    validate_every: int | None = None,
+    seed: int = 0,
+) -> dict:
+    """Trains the model in place, and says how good it is on the validation batches.
+
+    Bases, coefficient head and clipping are treated as `training/optimizer.py` says. Uint8 images are normalized by
+    `model.preprocess`; images of floats, and other inputs, are given to the model as they are.
+
+    Args:
+      model: images to logits [B, classes], or a `BasisNet`; it may be a network of one's own.
+      batches: {"image": [B, ...], "label": [B]}, all of one size, as NumPy or JAX arrays: an iterator, a generator or a
+        data loader, which begins anew when it ends; or a function of the number of steps done, by which a run that is
+        resumed goes on with the batch that it would have seen.
+      num_steps: how many are taken in all.
+      validation: batches, the last of which may be smaller; gone over several times, so a list or a function.
+      workdir: where checkpoints (every `validate_every` steps, the newest three and the best), `metrics.jsonl`,
+        TensorBoard events and `evaluation.json` go. If it has checkpoints, training goes on from the newest.
+      optimizer: "adamw" or "rmsprop"; `learning_rate` is the peak, after `warmup_steps` (None: a twentieth of
+        `num_steps`) it decays to 0 by a cosine.
+      weight_decay: of kernels only.
+      clip_norm: of the gradient of each stage; 0: none.
+      label_smoothing, preview_weight: as of `basisnet_jax.loss`.
+      ema_decay: of the average of the weights that is validated and left in the model; 0: the weights themselves.
+      max_drop: top-1, as a fraction, that early termination may cost: by it the threshold is chosen on `validation`
+        and left in `model.rule`.
+      log_every, validate_every: in steps; None: validation after the last one only.
+      seed: of dropout.
+
+    Returns:
+      As `evaluation.json` of the command, as far as it applies: "top1", "preview_top1", "loss", "early_termination",
+      "madds", ...; without `validation` the last means of training, "loss" and "top1".
+
+    Raises:
+      UserError: the loss diverged, or the workdir is in use or cannot be written.
+      ValueError: a batch is not of that form.
+    """
+    examples, given = peek(batches)
+    normalize = normalization(model, examples["image"])
+    functions = models.functional(model)
+    config = default.get_config()
+    config.seed, config.batch_size, config.num_epochs = seed, len(examples["label"]), float(num_steps)
+    config.num_classes = num_classes(functions, normalize, examples["image"])
+    config.label_smoothing, config.preview_loss_weight, config.ema_decay = label_smoothing, preview_weight, ema_decay
+    config.optimizer.update(
+        name=optimizer,
+        learning_rate=learning_rate,
+        warmup_epochs=float(num_steps // 20 if warmup_steps is None else warmup_steps),
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
+    if optimizer == "adamw":
+        config.optimizer.update(second_moment_decay=0.999, epsilon=1e-8)
+    mesh = partition.create_mesh(config.batch_size)
+    built = build_step(config, functions, steps_per_epoch=1, mesh=mesh, normalize=normalize)  # lengths are in steps
+    state = built.create_state(functions.params, functions.batch_stats)
+    per_example = evaluate.make_per_example(functions, normalize, partition.create_mesh(1, devices=jax.devices()[:1]))
+
+    def held_out(state):
+        weights = jax.device_get((state.ema_params, state.ema_batch_stats))
+        return per_example(*weights, validation() if callable(validation) else validation)
+
+    first_step = 0
+    with contextlib.ExitStack() as stack:
+        checkpoints, write = None, lambda *_: None
+        if workdir is not None:
+            workdir = os.fspath(workdir)
+            os.makedirs(workdir, exist_ok=True)
+            stack.enter_context(runs.told_when_full(workdir))
+            stack.enter_context(runs.locked(workdir))
+            checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, keep=3)))
+            if first_step := checkpoints.latest_step() or 0:
+                state = checkpoint.restore(checkpoints, first_step, state)
+            write = stack.enter_context(contextlib.closing(runs.Log(workdir, first_step))).write
+        report = {}
+        if first_step < num_steps:
+            every = validate_every or num_steps
+            state, last = loop.run(
+                built,
+                state,
+                partition.on_device(given(first_step), mesh),
+                (jax.random.key(seed),),
+                first_step=first_step,
+                total_steps=num_steps,
+                every=loop.Every(log_every, every, every),
+                log=lambda step, split, scalars: (report.update(scalars), write(step, split, scalars)),
+                checkpoints=checkpoints,
+                validate=(lambda step, state: evaluate.summarize(held_out(state))) if validation is not None else None,
+            )
+            if last < num_steps:
+                raise UserError(f"stopped after step {last} of {num_steps}; the same call goes on from there")
+        weights = jax.device_get((state.ema_params, state.ema_batch_stats))
+        nnx.update(model, *map(nnx.State, weights))
+        model.eval()
+        if validation is not None:
+            report = validated(model, held_out(state), examples["image"].shape[1:], max_drop, num_steps)
+            if workdir is not None:
+                runs.write_json(os.path.join(workdir, "evaluation.json"), report)
+                if "early_termination" in report:
+                    plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
+    return report
+
+
+def peek(batches) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
+    """The first batch, and a function of the steps done to all batches from there on, without end."""
+    if callable(batches):
+        return checked(next(iter(batches(0)))), lambda first_step: map(checked, batches(first_step))
+    iterator = iter(batches)
+    first = checked(next(iterator))
+
+    def given(first_step):
+        yield from map(checked, itertools.chain([first], iterator))
+        while not isinstance(batches, Iterator):
+            yield from map(checked, batches)
+        raise ValueError(
+            "the batches ended before the last step: give an iterable that can begin anew, or more of them"
+        )
+
+    return first, given
+
+
+def checked(batch: Batch) -> Batch:
+    if not isinstance(batch, dict) or not {"image", "label"} <= batch.keys():
+        kind = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(f'a batch of {kind}, expected {{"image": [B, ...], "label": [B]}}')
+    image, label = (np.asarray(batch[name]) for name in ("image", "label"))
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer) or len(image) != len(label):
+        raise ValueError(f"images {image.shape} with labels {label.shape} of {label.dtype}, expected integers [B]")
+    return {"image": image, "label": label.astype(np.int32)}
+
+
+def normalization(model: nnx.Module, images: np.ndarray) -> Callable:
+    """What makes of a batch's images the model's input."""
+    if images.dtype != np.uint8:
+        return predictions.unchanged
+    seen = getattr(model, "preprocess", None)
+    if seen is None:
+        raise ValueError("images of uint8, but the model has no `preprocess`: give floats, or set model.preprocess")
+    if images.shape[1:] != seen.shape:
+        raise ValueError(f"images {images.shape[1:]}, expected {seen.shape}: prepare them by model.preprocess(image)")
+    return predictions.normalizer(seen)
+
+
+def num_classes(functions: models.Functional, normalize: Callable, images: np.ndarray) -> int:
+    def logits(params, batch_stats, images):
+        return functions.evaluate(params, batch_stats, normalize(images)).logits
+
+    return jax.eval_shape(logits, functions.params, functions.batch_stats, images).shape[-1]
+
+
+def validated(model: nnx.Module, rows: dict, shape: tuple[int, ...], max_drop: float, step: int) -> dict:
+    """The report on the validation examples; of a BasisNet the threshold is chosen and left in `model.rule`."""
+    costs = predictions.costs_of(model, shape)
+    report = {**evaluate.summarize(rows), "madds": max(costs.values()), "step": step, "split": "validation"}
+    if "preview" in costs:
+        pair = costs["preview"], costs["specialist"]
+        threshold = early_exit.choose(evaluate.curve(rows, pair), max_drop)
+        model.rule = Rule(threshold, chosen_on="validation")
+        report |= {
+            "preview_madds": costs["preview"],
+            "early_termination": evaluate.early_termination(rows, pair, model.rule),
+        }
+    return report
