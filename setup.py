@@ -31,6 +31,9 @@ setup(
         "scikit-learn>=1.9,<2",  # the digits
         "scipy>=1.17,<2",
         "pillow>=11,<14",
+        "numpy>=2,<3",
+        "absl-py>=2.2,<3",
+        "tqdm>=4.67,<5",
         "matplotlib>=3.10,<4",
         "safetensors>=0.6,<1",
     ],

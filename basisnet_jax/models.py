@@ -124,6 +124,17 @@ def functional(model: nnx.Module) -> Functional:
     return Functional(params, batch_stats, train, evaluate, num_bases, head_features)
 
 
+def abstract(model: nnx.Module) -> Functional:
+    """`functional` of a model with shapes in place of arrays; what else it holds, its keys, is zero."""
+    graph, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+
+    def zero(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
+
+    return functional(nnx.merge(graph, params, batch_stats, jax.tree.map(zero, rest)))
+
+
 def _reseeded(rest: nnx.State, key: jax.Array) -> nnx.State:
     """The state with every random key in it replaced by one that follows from `key`."""
     leaves, tree = jax.tree.flatten(rest)

@@ -16,8 +16,8 @@ Needs no more than a training step does; PyTorch and timm are optional. In this 
 
 Medians of turns of some steps each. `program_mb` is XLA's account of a program: arguments, results and temporaries,
 donated memory once. `allocator_peak_mb` is the highest mark of jax's allocator in this process: it tells of a row only
-where it rises. Programs are compiled side by side, but nothing compiles while something is timed. Rows that have not
-begun after `--until` seconds (280) are left out.
+where it rises. Programs are compiled side by side, and a row is timed as soon as its own are there, while others may
+still compile on the CPU. Rows that have not begun after `--until` seconds (280) are left out.
 
 `--quick` (minutes on a CPU) has 4 images of 64 px, the first stage of our networks, but all of PyTorch's, no CondConv.
 """
@@ -29,6 +29,7 @@ import functools
 import gzip
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -45,6 +46,7 @@ import numpy as np
 import optax
 import synthesis
 from basisnet_jax.configs import imagenet_basisnet_mv3, imagenet_condconv_efficientnet_b0, imagenet_static
+from flax import nnx
 from jax import lax
 from preview_and_static import PreviewAndStatic
 
@@ -153,8 +155,10 @@ def batch_of(images: int, side: int, normalized: bool) -> dict[str, jax.Array]:
 def traced(job: Job, quick: bool) -> dict:
     """Three programs, not compiled yet, "forward", "step" and "create", which makes the step's state; their inputs."""
     config, plain = config_of(job, quick), job.recipe == "plain"
-    functions = models.functional(PreviewAndStatic(config) if job.network == REFERENCE else models.create(config))
-    weights = jax.device_get((functions.params, functions.batch_stats))  # only what is timed lies on the device
+    make = PreviewAndStatic if job.network == REFERENCE else models.create
+    # Of shapes alone: to draw the weights on the device would compile a program for each of them.
+    functions = models.abstract(nnx.eval_shape(lambda: make(config)))
+    weights = jax.tree.map(drawn, (functions.params, functions.batch_stats))
     create, step, *_ = plain_step(functions) if plain else build_step(config, functions, steps_per_epoch=1000)
     batch, key = batch_of(job.images, config.image_size, plain), jax.random.key(config.seed)
 
@@ -169,25 +173,28 @@ def traced(job: Job, quick: bool) -> dict:
     }
 
 
+def drawn(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Weights in place of the initializers' draw: variances are 1, kernels keep the size of activations."""
+    if len(shape.shape) < 2:
+        return np.ones(shape.shape, shape.dtype)
+    random = np.random.default_rng(math.prod(shape.shape))
+    return (random.normal(size=shape.shape) / math.prod(shape.shape[-4:-1]) ** 0.5).astype(shape.dtype)
+
+
 def compiled(lowered) -> tuple:
     begin = time.perf_counter()
     return lowered.compile(), time.perf_counter() - begin
 
 
-def compile_all(pool, jobs: list[Job], later: list[Job], entries: dict[Job, dict], flags) -> None:
-    """Compiles them, as soon as each is traced; until that is done, traces what comes `later`."""
-    pending, end = [], BEGAN + flags.until
+def compile_all(pool, jobs: list[Job], entries: dict[Job, dict], flags) -> None:
+    """Begins to compile them, each as soon as it is traced."""
+    submitted, end = 0, BEGAN + flags.until
     for job in jobs:
         if time.monotonic() < end:
             entry = entries[job] = entries.get(job) or traced(job, flags.quick)
             entry |= {kind: pool.submit(compiled, entry[kind]) for kind in ("step", "forward", "create")}
-            pending += [entry[kind] for kind in ("step", "forward", "create")]
-    tell(f"{len(pending)} programs traced")
-    for job in later:
-        if time.monotonic() < end and not all(future.done() for future in pending):
-            entries[job] = traced(job, flags.quick)
-    concurrent.futures.wait(pending, timeout=max(0, end - time.monotonic()))
-    tell(f"{sum(future.done() for future in pending)} compiled")
+            submitted += 3
+    tell(f"{submitted} programs traced")
 
 
 def runner(entry: dict, kind: str, steps: int):
@@ -354,10 +361,12 @@ def main() -> None:
     right = all(row.get("right") for row in rows)
     if not timm:
         tell("no PyTorch with timm here: its rows are left out")
-    for jobs, later in ((first + plain, rest), (rest, [])):
-        compile_all(pool, jobs, later, entries, flags)
+    for jobs in (first + plain, rest):
+        compile_all(pool, jobs, entries, flags)
         for job, kind in itertools.product(jobs, ("step", "forward")):
             name, entry = named(job, kind), entries.get(job, {})
+            waits = [entry[program] for program in (kind, "create") if program in entry]
+            concurrent.futures.wait(waits, timeout=max(0, BEGAN + flags.until - time.monotonic()))
             if job.recipe == "plain":
                 for by_compiler in [False, True][: 2 if flags.compile and job.network == "static" else 1]:
                     add(rows, about, flags, name, against_pytorch, job, kind, entry, by_compiler, turns, steps)

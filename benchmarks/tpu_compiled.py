@@ -40,7 +40,7 @@ def functions_of(candidate: str, config) -> models.Functional:
         config.model = "static"
     config.basis.paths.update(PATHS.get(candidate, {}))
     make = PreviewAndStatic if candidate == REFERENCE else models.create
-    return plan.abstract(nnx.eval_shape(lambda: make(config)))
+    return models.abstract(nnx.eval_shape(lambda: make(config)))
 
 
 def compiled(candidate: str, config, device, chip: plan.Chip) -> dict:

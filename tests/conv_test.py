@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,8 @@ WINDOWS = [
     *itertools.product([3, 5], [2], ["SAME", "half"], SIZES),
 ]
 QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if conftest.AS_USERS:
+    QUICK_COMPILE = {}
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 

@@ -77,7 +77,7 @@ def test_numbers_agree_with_each_other(planned, tiny):
 
 
 def params(config) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(plan.abstract(models.create_abstract(config)).params))
+    return sum(leaf.size for leaf in jax.tree.leaves(models.abstract(models.create_abstract(config)).params))
 
 
 @compiled

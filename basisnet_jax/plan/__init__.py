@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import tensorflow_datasets as tfds
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -126,7 +125,7 @@ def of_batch(config, devices, chip: Chip, examples: int | None) -> dict:
         report["paths"] = madds.execution(madds.count(model, preprocess.of(config).shape, share))
         report["mixed_again"] = any(layer.mixes_again for layer in basis.basis_layers(model).values())
         mesh = partition.create_mesh(config.batch_size, config.fsdp, devices)
-        lowered = lower(config, abstract(model), mesh, examples)
+        lowered = lower(config, models.abstract(model), mesh, examples)
     try:
         compiled = lowered.compile(COMPILER_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
@@ -173,7 +172,7 @@ def smaller(config, devices, chip: Chip, examples: int | None, excess: float) ->
 
 
 def lower(config, functions: models.Functional, mesh: Mesh, examples: int | None) -> jax.stages.Lowered:
-    """The train step of a run, from shapes alone (`abstract`), on a mesh of devices that may not exist."""
+    """The train step of a run, from shapes alone (`models.abstract`), on a mesh of devices that may not exist."""
     steps_per_epoch = (examples or 1_000 * config.batch_size) // config.batch_size  # sets constants of schedules only
     if not steps_per_epoch:
         raise UserError(f"config.batch_size is {config.batch_size}, which the {examples} training examples do not fill")
@@ -197,17 +196,6 @@ def lower(config, functions: models.Functional, mesh: Mesh, examples: int | None
     step = build_step(config, functions, steps_per_epoch, mesh, logits)
     state = jax.eval_shape(step.create_state, functions.params, functions.batch_stats)
     return step.run.lower(placed(state, step.shardings), batch, *constants)
-
-
-def abstract(model: nnx.Module) -> models.Functional:
-    """`models.functional` of a model with shapes in place of arrays; what else it holds, its keys, is zero."""
-    graph, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-
-    def zero(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)
-
-    return models.functional(nnx.merge(graph, params, batch_stats, jax.tree.map(zero, rest)))
 
 
 def memory_needed(message: str) -> tuple[float, float] | None:
