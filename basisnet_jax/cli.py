@@ -69,7 +69,9 @@ def predict(given: Namespace) -> None:
     from basisnet_jax.inference import predict
 
     form = "json" if given.json else "csv" if given.csv else "table"
-    predict.predict(given.workdir, given.inputs, given.checkpoint, given.threshold, export=given.export, form=form)
+    predict.predict_files(
+        given.workdir, given.inputs, given.checkpoint, given.threshold, export=given.export, form=form
+    )
 
 
 def export(given: Namespace) -> None:

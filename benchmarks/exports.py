@@ -100,7 +100,7 @@ def labels(workdir: str) -> list[dict]:
             folder = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH.name))
             extra = module.write(run, rule, folder, **({"precision": precision} if format == "tflite" else {}))
             manifest = {"stages": inputs, "early_exit": rule._asdict(), **extra}
-            found = verify.measure(run, rule, module.load(folder, manifest), images, labels)
+            found = verify.compare(run, rule, module.load(folder, manifest), images, labels)
             row = {"name": f"{format}, {precision}", "same": found["same_labels"], "images": found["num_images"]}
             rows.append(row | {"top1": found["top1"], "difference": max(found["largest_difference"].values())})
     return rows

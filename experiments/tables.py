@@ -9,7 +9,7 @@ import statistics
 
 from basisnet_jax import plots
 from basisnet_jax.errors import UserError
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import files
 
 FIRST = ("run", "model", "width", "num_bases", "seed", "num_epochs", "madds", "train_top1", "top1", "preview_top1")
 FIRST += ("preview_madds",)
@@ -35,7 +35,7 @@ def read_csv(path: pathlib.Path) -> list[dict]:
 
 
 def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
-    with runs.replacing(str(path), newline="") as file:
+    with files.replacing(str(path), newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -121,7 +121,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     [folder] = [os.path.join(tmp_path / "cache", name) for name in os.listdir(tmp_path / "cache")]
     ids, all_logits = (np.load(os.path.join(folder, f"{name}.npy")) for name in ("ids", "logits"))
     assert len(set(ids.tolist())) == 1077
-    part = distillation.predict(pipeline.open(config), teacher)
+    part = distillation.compute(pipeline.open(config), teacher)
     rows = {name: row for name, row in zip(ids.tolist(), all_logits, strict=True)}
     assert len(part["ids"]) == 577
     for name, row in zip(part["ids"].tolist(), part["logits"], strict=True):

@@ -58,7 +58,8 @@ def set_rule(workdir, images, **rule):
     run, rule = runs.load(workdir), early_exit.Rule(**rule)
     outputs = run.functions.evaluate(run.params, run.batch_stats, run.preprocess.normalize(images))
     rule = rule._replace(threshold=float(np.median(rule.confidence(outputs.preview_logits))))
-    runs.write_json(f"{workdir}/evaluation.json", {"step": STEP, "early_termination": rule._asdict()})
+    report = {"step": STEP, "early_termination": rule._asdict()}
+    pathlib.Path(workdir, "evaluation.json").write_text(json.dumps(report))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ JPEGs keep their bytes; whatever else Pillow reads is stored as an 8-bit RGB PNG
 bits scaled to 8, transparency laid over white, of an animation the first frame, and EXIF rotation carried out.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import files
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -196,12 +198,8 @@ def kept_digests(folder: Folder, prepared: pathlib.Path) -> dict[str, str]:
 
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(folder.stats, pool.map(as_listed, folder.stats), strict=True))
-    unfinished = prepared / f"digests.{os.getpid()}.tmp"
-    try:
-        unfinished.write_text(json.dumps(digests))
-        unfinished.replace(path)
-    except OSError:  # somebody else's folder, or a full disk: next time they are made again
-        unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's folder, or a full disk: next time they are made again
+        files.write_json(path, digests, indent=None)
     return digests
 
 

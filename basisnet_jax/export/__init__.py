@@ -6,7 +6,6 @@ of every file, and what verification measured. Nothing is in place before the ex
 what JAX gives.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -21,10 +20,10 @@ from basisnet_jax.classifier import Classifier
 from basisnet_jax.early_exit import Answers
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import onnx, safetensors, saved_model, stablehlo, stages, tflite, verify
-from basisnet_jax.export.output import written
+from basisnet_jax.export.output import output_folder
 from basisnet_jax.inference import predictions
 from basisnet_jax.preprocess import Preprocess
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, files, runs
 
 FORMATS = {
     "tflite": tflite,
@@ -60,7 +59,7 @@ def export(
       output: does not exist yet or is empty.
       which: a step, "best" (on the validation split), or None for the newest.
       precision: of the stored weights: "float32" or, for tflite, "float16" or "int8".
-      threshold: as for `predict.predict`.
+      threshold: as for `predict.predict_files`.
       tolerance: how much logits may differ from JAX's, relative to the largest of them, and coefficients and
         confidences absolutely; None: `TOLERANCES`.
       images: an image file or a folder of them to verify on; None takes the validation split, whose labels then also
@@ -76,14 +75,14 @@ def export(
     if precision not in precisions:
         raise UserError(f"--precision={precision!r}, expected {' or '.join(precisions)} for {format}")
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
-    with written(output) as folder:
+    with output_folder(output) as folder:
         run = runs.load(workdir, which)
         rule = rule_of(run, workdir, threshold)
         examples, labels = verify.examples(run.config, workdir, images)
         options = {"precision": precision} if format == "tflite" else {}
         extra = FORMATS[format].write(run, rule, folder, **options)
         manifest = describe(run, workdir, rule) | {"format": format, **extra}
-        measured = verify.measure(run, rule, FORMATS[format].load(folder, manifest), examples, labels)
+        measured = verify.compare(run, rule, FORMATS[format].load(folder, manifest), examples, labels)
         largest = max(measured["largest_difference"].values())
         if not largest <= tolerance:
             stage = max(measured["largest_difference"], key=measured["largest_difference"].get)
@@ -91,9 +90,10 @@ def export(
                 f"the exported {stage} differs from JAX by {largest:.2g}, more than the tolerance of {tolerance:g} "
                 f"(--tolerance); nothing was written"
             )
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files_in(folder)}
-        manifest |= {"verification": {**measured, "tolerance": tolerance, "bytes": sizes}, "files": checksums(folder)}
-        runs.write_json(str(folder / "model.json"), manifest)
+        written = files.checksums(folder)
+        sizes = {name: (folder / name).stat().st_size for name in written}
+        manifest |= {"verification": {**measured, "tolerance": tolerance, "bytes": sizes}, "files": written}
+        files.write_json(folder / "model.json", manifest)
     return manifest
 
 
@@ -137,16 +137,6 @@ def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
         **early,
         "versions": {name: importlib.metadata.version(name) for name in ("basisnet_jax", "jax", "flax")},
     }
-
-
-def checksums(folder: pathlib.Path) -> dict[str, str]:
-    """SHA-256 by file."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files_in(folder)}
-
-
-def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What the format consists of."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "model.json"]
 
 
 class Exported(NamedTuple):
@@ -229,8 +219,7 @@ def read_manifest(directory: str) -> tuple[dict, early_exit.Rule]:
         raise UserError(f"{path} is missing: {directory} is no export of `basisnet export`") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__} {error}") from None
-    expected, found = manifest["files"], checksums(folder)
-    if damaged := next((name for name in expected if found.get(name) != expected[name]), None):
+    if damaged := files.damaged(folder, manifest["files"]):
         raise UserError(f"{folder / damaged} is not what was exported; export again")
     return manifest, rule
 

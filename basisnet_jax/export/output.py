@@ -1,20 +1,16 @@
 """The folder that an export goes to: all of it comes into place at once, or nothing."""
 
 import contextlib
-import errno
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 from basisnet_jax.errors import UserError
-
-FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))  # found in what any library raises
+from basisnet_jax.workdir import files
 
 
 @contextlib.contextmanager
-def written(output: str) -> Iterator[pathlib.Path]:
+def output_folder(output: str) -> Iterator[pathlib.Path]:
     """A new folder beside `output` to write into; it gets that name when the block ends well, else it is removed.
 
     Raises:
@@ -26,23 +22,19 @@ def written(output: str) -> Iterator[pathlib.Path]:
             raise UserError(f"--output={output} is there already; nothing was overwritten")
         if os.path.ismount(target):
             raise UserError(f"--output={output} is a mount point, expected a new folder, such as one in it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+    inside = False
     try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        try:
-            os.replace(unfinished, target)
-        except OSError as error:
-            raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+        with files.replacing_folder(target) as folder:
+            inside = True
+            yield folder
+            inside = False
     except UserError:
         raise
     except Exception as error:
-        reason = next((text for text in FULL if text in str(error)), None)
+        # What the block raises is told only where the disk is full; else it is no matter of this folder.
+        reason = files.full_disk(error) or (error.strerror if isinstance(error, OSError) and not inside else None)
         if reason is None:
             raise
         raise UserError(f"--output={output} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,7 +15,7 @@ from basisnet_jax import basis, preprocess
 from basisnet_jax.data import files, folder
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.errors import UserError
-from basisnet_jax.export.output import written
+from basisnet_jax.export.output import output_folder
 from basisnet_jax.workdir import checkpoint, data_record, runs
 
 
@@ -42,7 +42,7 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
     plain = basis.synthesize(run.model.specialist, mean_coefficients(run, images))
     config.model = "static"
     params, batch_stats = (nnx.to_pure_dict(nnx.state(plain, kind)) for kind in (nnx.Param, nnx.BatchStat))
-    with written(output) as folder:
+    with output_folder(output) as folder:
         if os.path.exists(record := os.path.join(workdir, "data.json")):
             shutil.copy(record, folder)
         runs.claim(config, str(folder))

@@ -43,7 +43,7 @@ def examples(config, workdir: str, images: str | None, most: int | None = MOST) 
     return image, label
 
 
-def measure(
+def compare(
     run: runs.Run, rule: Rule, functions: dict[str, Callable], images: np.ndarray, labels: np.ndarray | None
 ) -> dict:
     """What `model.json` says under "verification": plain data.

@@ -12,7 +12,7 @@ from basisnet_jax import early_exit, madds
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
-from basisnet_jax.workdir import checkpoint, data_record, runs
+from basisnet_jax.workdir import checkpoint, data_record, files, runs
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the bootstrap
 TEMPERATURES = 0.05, 20.0  # between which one is looked for
@@ -89,7 +89,7 @@ def calibrate(
     }
     path = os.path.join(workdir, "early_exit.json")
     try:
-        runs.write_json(path, report)
+        files.write_json(path, report)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return report

@@ -17,7 +17,7 @@ from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.models import Functional
 from basisnet_jax.training import losses
-from basisnet_jax.workdir import checkpoint, data_record, runs
+from basisnet_jax.workdir import checkpoint, data_record, files, runs
 
 
 def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
@@ -88,7 +88,7 @@ def write_report(
         report |= {"preview_madds": costs[0], "early_termination": early_termination(averaged, costs, rule)}
     report["provenance"] = provenance(config)
     if jax.process_index() == 0:
-        runs.write_json(os.path.join(workdir, "evaluation.json"), report)
+        files.write_json(os.path.join(workdir, "evaluation.json"), report)
         if "early_termination" in report:
             plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
     return report

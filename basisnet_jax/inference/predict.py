@@ -22,7 +22,7 @@ BATCH_SIZE = 64  # images, where there are so many
 FIELDS = ("file", "label", "confidence", "stage", "madds")
 
 
-def predict(
+def predict_files(
     workdir: str | None,
     inputs: list[str],
     which: str | None = None,

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 
 from basisnet_jax.errors import UserError
 from basisnet_jax.report import run, sweep
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import files, runs
 
 IMAGES = 2000
 
@@ -59,23 +58,8 @@ def reserved(path: str) -> Iterator[Callable[[str], None]]:
 
     if os.path.isdir(path):
         raise refused("it is a folder")
-    folder, name = os.path.split(os.path.abspath(path))
     try:
-        handle, unfinished = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        with files.replacing(path) as file:
+            yield file.write
     except OSError as error:
         raise refused(error.strerror) from error
-
-    def write(text):
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(unfinished, 0o644)
-            os.replace(unfinished, path)
-        except OSError as error:
-            raise refused(error.strerror) from error
-
-    try:
-        yield write
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)

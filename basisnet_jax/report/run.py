@@ -6,7 +6,7 @@ from basisnet_jax import madds
 from basisnet_jax.configs import default
 from basisnet_jax.early_exit import Point
 from basisnet_jax.inference import evaluate
-from basisnet_jax.report import figures, measure, mixtures, page, stages
+from basisnet_jax.report import early_termination, figures, measure, mixtures, page
 from basisnet_jax.report.measure import Measured
 from basisnet_jax.report.page import Html, element, millions, percent
 from basisnet_jax.workdir import checkpoint, runs
@@ -24,9 +24,9 @@ def render(workdir: str, which: str | None, split: str | None, images: int) -> H
         {
             "Results and cost": results(measured, chosen),
             "Learning curves": learning(log),
-            "Early termination": stages.early_termination(workdir, measured, curve, chosen),
+            "Early termination": early_termination.section(workdir, measured, curve, chosen),
             "Coefficients": mixtures.section(measured, images),
-            "Images": stages.galleries(measured),
+            "Images": early_termination.galleries(measured),
             "Configuration": configuration(config),
             "How to make this page again": provenance(workdir, measured, images),
         },

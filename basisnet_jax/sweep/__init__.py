@@ -49,10 +49,10 @@ from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.data.source import Source
 from basisnet_jax.errors import Unfinished, UserError
 from basisnet_jax.sweep import display, launchers
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, files, runs
 
 
-class Run(NamedTuple):
+class Variant(NamedTuple):
     """One run: `basisnet train`, followed by `flags` and a --workdir, which is `folder`."""
 
     name: str
@@ -121,7 +121,7 @@ def load(file: str) -> tuple[dict, dict, list[dict]]:
     return {"CONFIG": names["CONFIG"], **common}, slurm, yielded
 
 
-def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[..., Source] = Source) -> Run:
+def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[..., Source] = Source) -> Variant:
     """The run of what is yielded; the data it needs are prepared, once and before any run wants them."""
     overrides = {key: value for key, value in {**common, **yielded}.items() if key != "CONFIG"}
     path, _, arg = common["CONFIG"].partition(":")
@@ -141,7 +141,7 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[.
     except UserError as error:
         raise UserError(f"run {yielded}: {error}") from None
     name = name_of(yielded)
-    return Run(name, folder / name, flags, config, data, steps, yielded)
+    return Variant(name, folder / name, flags, config, data, steps, yielded)
 
 
 def name_of(yielded: dict) -> str:
@@ -156,7 +156,7 @@ def name_of(yielded: dict) -> str:
     return re.sub(r"[^\w.,=+-]", "_", ",".join([short, *seeds]))
 
 
-def check(file: str, all_runs: list[Run], folder: pathlib.Path) -> None:
+def check(file: str, all_runs: list[Variant], folder: pathlib.Path) -> None:
     """Refuses runs that are the same, and a workdir with other runs in it than these."""
     names, configs = set(), {}
     for run in all_runs:
@@ -178,7 +178,7 @@ def check(file: str, all_runs: list[Run], folder: pathlib.Path) -> None:
         runs.check(run.config, str(run.folder))
 
 
-def execute(all_runs: list[Run], launcher, save) -> dict[str, str]:
+def execute(all_runs: list[Variant], launcher, save) -> dict[str, str]:
     """Runs what is not finished, calls `save` as each run ends well, and returns {name of a failed run: why}."""
     waiting = [run for run in all_runs if report(run) is None]
     reached = {run.name: checkpoint.newest(str(run.folder)) or 0 for run in waiting}
@@ -239,7 +239,7 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, previous)
 
 
-def report(run: Run) -> dict | None:
+def report(run: Variant) -> dict | None:
     """The evaluation of a finished run."""
     try:
         found = json.loads((run.folder / "evaluation.json").read_text())
@@ -250,26 +250,26 @@ def report(run: Run) -> dict | None:
     return found if found["step"] == run.steps else None
 
 
-def last_line(run: Run) -> str:
+def last_line(run: Variant) -> str:
     """What a run said last."""
     lines = (run.folder / "log.txt").read_text(errors="replace").split(launchers.PROMPT)[-1].splitlines()[1:]
     return next((line.strip() for line in reversed(lines) if line.strip()), "ended without a word")
 
 
-def write_csv(all_runs: list[Run], path: pathlib.Path) -> None:
+def write_csv(all_runs: list[Variant], path: pathlib.Path) -> None:
     """All of the table or nothing: one row for each finished run."""
     keys = list(dict.fromkeys(key for run in all_runs for key in run.yielded))
     rows = [row(run, found, keys) for run in all_runs if (found := report(run))]
     if not rows:
         return
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with runs.replacing(str(path), newline="") as file:
+    with files.replacing(str(path), newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
 
-def row(run: Run, found: dict, keys: list[str]) -> dict:
+def row(run: Variant, found: dict, keys: list[str]) -> dict:
     """A finished run as the columns of the table."""
     config = run.config
     baseline = "dynamic" if config.routing.hidden else "condconv"

@@ -6,11 +6,10 @@ The teacher is the run in a workdir, trained or imported, with its own input siz
   of a sweep share them and pay nothing for the teacher. Mixed images get mixed predictions.
 """
 
+import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from basisnet_jax.data.pipeline import Batches, Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.errors import UserError
 from basisnet_jax.preprocess import Preprocess
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import files, runs
 
 HEADS = ("both", "final", "preview")
 _ID_BYTES = 128  # of TFDS's example ids, such as b"imagenet2012-train.tfrecord-00012-of-01024__345"
@@ -100,14 +99,14 @@ def stored(data: Dataset, teacher: Teacher, cache: str) -> str:
     folder = os.path.join(cache, digest)
     if os.path.isdir(folder):
         return folder
-    rows = predict(data, teacher)
+    rows = compute(data, teacher)
     if jax.process_index() == 0:
         write(folder, about, rows)
     multihost_utils.sync_global_devices("teacher's predictions are stored")
     return folder
 
 
-def predict(data: Dataset, teacher: Teacher) -> dict[str, np.ndarray]:
+def compute(data: Dataset, teacher: Teacher) -> dict[str, np.ndarray]:
     """{"ids": bytes [n], "logits": float16 [n, classes]} of the plain images of the training split."""
     count = data.num_examples(data.train_split)
     print(f"computing the predictions of the teacher in {teacher.name} on {count} images, once", flush=True)
@@ -133,15 +132,11 @@ def write(folder: str, about: dict, rows: dict[str, np.ndarray]) -> None:
     """Writes `folder` whole or not at all. If another run has been faster, its folder, which is the same, stays."""
     parent = os.path.dirname(folder)
     try:
-        os.makedirs(parent, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent) as scratch:
-            new = os.path.join(scratch, "new")
-            os.mkdir(new)
+        with files.replacing_folder(folder) as new:
             for name, array in rows.items():
-                np.save(os.path.join(new, f"{name}.npy"), array, allow_pickle=False)
-            with open(os.path.join(new, "about.json"), "w") as file:
-                json.dump(about, file, indent=1)
-            if not os.path.isdir(folder):
-                shutil.move(new, folder)
+                np.save(new / f"{name}.npy", array, allow_pickle=False)
+            files.write_json(new / "about.json", about)
     except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # another run has been faster
+            return
         raise UserError(f"config.distillation.cache={parent!r} cannot be written: {error.strerror}") from error

@@ -17,7 +17,7 @@ from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate, predictions
 from basisnet_jax.training import loop
 from basisnet_jax.training.step import build_step
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, files, runs
 
 Batch = dict[str, np.ndarray]  # "image" [B, ...] and "label" [B]
 
@@ -135,7 +135,7 @@ def fit(
         if validation is not None:
             report = validated(model, held_out(state), examples["image"].shape[1:], max_drop, num_steps)
             if workdir is not None:
-                runs.write_json(os.path.join(workdir, "evaluation.json"), report)
+                files.write_json(os.path.join(workdir, "evaluation.json"), report)
                 if "early_termination" in report:
                     plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
     return report

@@ -17,6 +17,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from basisnet_jax.errors import UserError
+from basisnet_jax.workdir import files
+
+CHANGING = "_CHECKPOINT_METADATA", "checksums.json"  # Orbax's own note on a checkpoint, and the list of the others
 
 
 def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
@@ -136,23 +139,14 @@ def write_checksums(folder: str) -> None:
     """
     if jax.process_index() == 0:
         [unfinished] = pathlib.Path(folder).glob("*.orbax-checkpoint-tmp*")
-        (unfinished / "checksums.json").write_text(json.dumps(checksums(unfinished), indent=1))
-
-
-def checksums(folder: pathlib.Path) -> dict[str, str]:
-    """SHA-256 by file, but for Orbax's own note on the checkpoint, which it still changes."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("_CHECKPOINT_METADATA", "checksums.json")
-    }
+        (unfinished / "checksums.json").write_text(json.dumps(files.checksums(unfinished, CHANGING), indent=1))
 
 
 def fingerprint(workdir: str, step: int) -> str:
     """What tells the checkpoint of a step from any other: the SHA-256 of its `checksums.json`."""
     folder = pathlib.Path(directory(workdir)) / str(step)
     path = folder / "checksums.json"
-    listed = path.read_text() if path.exists() else json.dumps(checksums(folder), indent=1)
+    listed = path.read_text() if path.exists() else json.dumps(files.checksums(folder, CHANGING), indent=1)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -164,8 +158,8 @@ def damage(folder: pathlib.Path) -> str | None:
         return None
     except ValueError:
         return "checksums.json cannot be read"
-    found = checksums(folder)
-    return next((f"{name} is not what was written" for name in expected if found.get(name) != expected[name]), None)
+    name = files.damaged(folder, expected)
+    return name and f"{name} is not what was written"
 
 
 def pick(checkpoints: ocp.CheckpointManager, which: str | int | None = None) -> int:

@@ -14,7 +14,7 @@ import ml_collections
 from basisnet_jax.data import folder, pipeline
 from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import files, runs
 
 
 def opened(config: ml_collections.ConfigDict, workdir: str) -> pipeline.Dataset:
@@ -69,7 +69,7 @@ def write(source: Source, workdir: str) -> None:
     if jax.process_index() == 0:
         with runs.told_when_unwritable(workdir):
             os.makedirs(workdir, exist_ok=True)
-            runs.write_json(os.path.join(workdir, "data.json"), source.record(), indent=None)
+            files.write_json(os.path.join(workdir, "data.json"), source.record(), indent=None)
 
 
 def check_classes(source: Source, recorded: dict, workdir: str) -> None:

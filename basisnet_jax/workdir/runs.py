@@ -6,13 +6,12 @@ the order of the labels), `metrics.jsonl`, TensorBoard events, `early_exit.json`
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -23,7 +22,7 @@ from basisnet_jax import early_exit, models, preprocess
 from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
-from basisnet_jax.workdir import checkpoint
+from basisnet_jax.workdir import checkpoint, files
 
 # What was done before these fields existed, where it differs from today's default.
 BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}
@@ -187,8 +186,7 @@ def told_when_full(workdir: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next((text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)), None)
-        if reason is None:
+        if (reason := files.full_disk(error)) is None:
             raise
         step = checkpoint.newest(workdir)
         saved = "no checkpoint was saved yet" if step is None else f"the checkpoint of step {step} is whole"
@@ -215,7 +213,7 @@ def _write_once(workdir: str, name: str, value: dict | list) -> None:
         return
     with told_when_unwritable(workdir):
         os.makedirs(workdir, exist_ok=True)
-        write_json(path, value)
+        files.write_json(path, value)
 
 
 @contextlib.contextmanager
@@ -224,19 +222,6 @@ def told_when_unwritable(workdir: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
-
-
-def write_json(path: str, value: dict | list, indent: int | None = 1) -> None:
-    with replacing(path) as file:
-        json.dump(value, file, indent=indent)
-
-
-@contextlib.contextmanager
-def replacing(path: str, **options) -> Iterator[IO[str]]:
-    """A file to write, which becomes the one at `path` whole or not at all; `options` are those of `open`."""
-    with open(path + ".tmp", "w", **options) as file:
-        yield file
-    os.replace(path + ".tmp", path)
 
 
 def over(defaults: dict, given: dict) -> dict:

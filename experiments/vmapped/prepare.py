@@ -22,7 +22,7 @@ from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import evaluate
 from basisnet_jax.training import distillation
-from basisnet_jax.workdir import runs
+from basisnet_jax.workdir import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository: `collect.py` writes beside the sweep files
 SPLITS = "train", "validation", "test", "train_eval"
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         find = functools.cache(Source)
         found = [(file, run) for file in flags.sweeps for run in made(file, find)]
         wanted = data_sets([run for _, run in found])
-        runs.write_json(str(flags.output / "runs.json"), [described(*pair) for pair in found])
+        files.write_json(str(flags.output / "runs.json"), [described(*pair) for pair in found])
         for run in wanted:
             np.savez_compressed(flags.output / f"{run.config.dataset}.npz", **arrays(run.config, run.data))
     except (UserError, OSError) as error:
@@ -49,14 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def made(file: str, find: Callable[..., Source]) -> list[sweep.Run]:
+def made(file: str, find: Callable[..., Source]) -> list[sweep.Variant]:
     if not pathlib.Path(file).resolve().is_relative_to(ROOT):
         raise UserError(f"{file} is not in {ROOT}, expected a sweep file of this repository")
     common, _, yielded = sweep.load(file)
     return [sweep.make_run(common, overrides, pathlib.Path("runs"), find) for overrides in yielded]
 
 
-def data_sets(of: list[sweep.Run]) -> list[sweep.Run]:
+def data_sets(of: list[sweep.Variant]) -> list[sweep.Variant]:
     """A run of each data set. Those of one data set must want the same arrays of it, and the same teacher if any."""
     found = {}
     for run in of:
@@ -74,7 +74,7 @@ def data_sets(of: list[sweep.Run]) -> list[sweep.Run]:
     return list(found.values())
 
 
-def described(file: str, run: sweep.Run) -> dict:
+def described(file: str, run: sweep.Variant) -> dict:
     """A run as plain data: what `train.py` needs, and what a row of the CSV file names."""
     config = json.loads(json.dumps(run.config.to_dict()))
     return {

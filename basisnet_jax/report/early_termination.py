@@ -13,7 +13,7 @@ from basisnet_jax.report.page import Html, element, millions, percent
 GALLERY = 20  # images
 
 
-def early_termination(workdir: str, measured: Measured, curve: list[Point], chosen: Point | None) -> Html | None:
+def section(workdir: str, measured: Measured, curve: list[Point], chosen: Point | None) -> Html | None:
     """The curve, with the chosen point where there is one, and the reliability diagram; None without a preview."""
     if not measured.has_preview:
         return None
