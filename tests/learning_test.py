@@ -34,8 +34,8 @@ FLAGS = [
     "--config.optimizer.warmup_epochs=1",
     "--config.ema_decay=0.98",
     "--config.batch_size=64",
-    "--config.num_epochs=20",
-    "--config.eval_every_epochs=20",
+    "--config.num_epochs=12",
+    "--config.eval_every_epochs=12",
 ]
 
 
