@@ -204,6 +204,12 @@ def with_bases(
 
     Raises:
       ValueError: no layer was chosen, or one was whose kind of convolution cannot have one kernel per example.
+
+    Example:
+      >>> network = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.relu)
+      >>> specialist = with_bases(network, 4)
+      >>> {path: layer.num_bases for path, layer in basis_layers(specialist).items()}
+      {'layers/0': 4}
     """
     if num_bases < 1:
         raise ValueError(f"num_bases={num_bases}, expected at least 1")
@@ -240,6 +246,13 @@ def mixed(network: nnx.Module, coefficients_BKN: jax.Array) -> Iterator[None]:
     """Inside this block the network runs with kernels mixed by `coefficients` [B, K, N], one row an example.
 
     K is the number of `basis_layers`, in their order, or 1: one vector for all layers.
+
+    Example:
+      >>> network = with_bases(nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))), 4)
+      >>> with mixed(network, jnp.full((2, 1, 4), 0.25)):
+      ...     y = network(jnp.zeros((2, 16, 16, 3)))
+      >>> y.shape
+      (2, 16, 16, 8)
     """
     layers = basis_layers(network)
     if coefficients_BKN.ndim != 3 or coefficients_BKN.shape[1] not in (1, len(layers)):
@@ -254,7 +267,13 @@ def mixed(network: nnx.Module, coefficients_BKN: jax.Array) -> Iterator[None]:
 
 
 def synthesize(network: nnx.Module, coefficients_KN: jax.Array) -> nnx.Module:
-    """The plain network (ordinary layers, one kernel each) for one example's coefficients [K or 1, N]."""
+    """The plain network (ordinary layers, one kernel each) for one example's coefficients [K or 1, N].
+
+    Example:
+      >>> network = with_bases(nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))), 4)
+      >>> synthesize(network, jnp.full((1, 4), 0.25)).layers[0].kernel.shape
+      (3, 3, 3, 8)
+    """
     paths = list(basis_layers(network))
     if coefficients_KN.ndim != 2 or coefficients_KN.shape[0] not in (1, len(paths)):
         raise ValueError(f"coefficients have shape {coefficients_KN.shape}, expected [{len(paths)} or 1, N]")

@@ -20,7 +20,12 @@ from basisnet_jax.ops.platforms import platform
 
 
 class Outputs(NamedTuple):
-    """What a model computes for images [B, H, W, C]. A network with no preview leaves the last two None."""
+    """What a model computes for images [B, H, W, C]. A network with no preview leaves the last two None.
+
+    Example:
+      >>> Outputs(jnp.zeros((2, 10))).preview_logits is None
+      True
+    """
 
     logits: jax.Array  # [B, classes], final
     preview_logits: jax.Array | None = None  # [B, classes]
@@ -50,6 +55,17 @@ class BasisNet(Classifier):
 
     Raises:
       ValueError: the layers of the specialist have bases of different numbers, or the preview has no such layer.
+
+    Example:
+      >>> from basisnet_jax import with_bases
+      >>> def network(width):
+      ...     rngs = nnx.Rngs(0)
+      ...     conv, head = nnx.Conv(3, width, (3, 3), rngs=rngs), nnx.Linear(width, 10, rngs=rngs)
+      ...     return nnx.Sequential(conv, lambda x: nnx.relu(x).mean(axis=(1, 2)), head)
+      >>> model = BasisNet(with_bases(network(8), 4), network(2), preview_size=8)
+      >>> outputs = model(jnp.zeros((5, 16, 16, 3)))
+      >>> outputs.logits.shape, outputs.preview_logits.shape, outputs.coefficients.shape
+      ((5, 10), (5, 10), (5, 1, 4))
     """
 
     def __init__(

@@ -49,7 +49,12 @@ CONFIGS = {  # the config whose model a name stands for, by its arguments
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` takes, those that match a shell pattern such as "basisnet_*"."""
+    """The names that `create_model` takes, those that match a shell pattern such as "basisnet_*".
+
+    Example:
+      >>> list_models("basisnet_*v3*")
+      ['basisnet_mobilenet_v3_large', 'basisnet_mobilenet_v3_small']
+    """
     return sorted(fnmatch.filter(CONFIGS, pattern))
 
 
@@ -81,6 +86,12 @@ def create_model(
 
     Raises:
       ValueError: the name or a field is unknown, or a value is out of range.
+
+    Example:
+      >>> small = dict(image_size=32, network__num_stages=1, preview__num_stages=1)
+      >>> model = create_model("basisnet_mobilenet_v3_small", num_classes=5, num_bases=4, **small)
+      >>> model.preprocess.shape
+      (32, 32, 3)
     """
     if name not in CONFIGS:
         known = ", ".join(list_models())
@@ -110,6 +121,10 @@ def load(place: str | os.PathLike, checkpoint: str | int | None = None) -> "Clas
 
     Raises:
       basisnet_jax.errors.UserError: there is nothing of this kind, or it is damaged.
+
+    Example:
+      >>> model = load("runs/digits", checkpoint="best")  # doctest: +SKIP
+      >>> model.predict(images).labels  # doctest: +SKIP
     """
     place = os.fspath(place)
     if os.path.exists(os.path.join(place, "model.json")):

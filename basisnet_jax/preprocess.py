@@ -16,6 +16,12 @@ class Preprocess:
 
     `preprocess(image)` is the central square, its side `eval_crop` of the image's shorter side, resized with
     antialiasing; the model takes `normalize` of it. (`data.decoding` does the same in an input pipeline.)
+
+    Example:
+      >>> preprocess = Preprocess(image_size=16, channels=3, mean=(0.5,), stddev=(0.25,))
+      >>> image = preprocess(np.full((40, 30, 3), 255, np.uint8))
+      >>> image.shape, float(preprocess.normalize(image[None]).max())
+      ((16, 16, 3), 2.0)
     """
 
     image_size: int  # pixels, of a side

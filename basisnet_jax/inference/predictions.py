@@ -16,7 +16,12 @@ from basisnet_jax.preprocess import Preprocess
 
 
 class Prediction(NamedTuple):
-    """What a model makes of n images."""
+    """What a model makes of n images.
+
+    Example:
+      >>> labels, probabilities, stage, madds, names = model.predict(images)  # doctest: +SKIP
+      >>> labels[stage == "preview"]  # of the images that stopped  # doctest: +SKIP
+    """
 
     labels: np.ndarray  # [n], int
     probabilities: np.ndarray  # [n, classes], float32, of the answer that stands
@@ -44,6 +49,12 @@ def predict(
 
     Raises:
       ValueError: there is no image, or one of another kind.
+
+    Example:
+      >>> network = nnx.Sequential(lambda x: x.mean(axis=(1, 2)), nnx.Linear(3, 10, rngs=nnx.Rngs(0)))
+      >>> found = predict(network, np.zeros((2, 8, 8, 3), np.float32))
+      >>> found.probabilities.shape, found.stage.tolist(), found.madds.tolist()
+      ((2, 10), ['network', 'network'], [30, 30])
     """
     model.eval()
     seen = getattr(model, "preprocess", None)

@@ -74,6 +74,14 @@ def fit(
     Raises:
       UserError: the loss diverged, or the workdir is in use or cannot be written.
       ValueError: a batch is not of that form.
+
+    Example:
+      >>> network = nnx.Sequential(lambda x: x.mean(axis=(1, 2)), nnx.Linear(1, 2, rngs=nnx.Rngs(0)))
+      >>> labels = np.arange(8) % 2
+      >>> images = np.float32(labels[:, None, None, None] * np.ones((1, 4, 4, 1)))
+      >>> batch = {"image": images, "label": labels}
+      >>> fit(network, [batch], 100, learning_rate=0.1, validation=[batch])["top1"]
+      1.0
     """
     examples, given = peek(batches)
     normalize = normalization(model, examples["image"])
