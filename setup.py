@@ -48,6 +48,14 @@ setup(
         ],
         # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours.
         "export": ["ai-edge-litert>=2.3,<3", "jax2onnx==0.13.0", "onnx>=1.23,<2", "onnxruntime>=1.31,<2"],
+        # The documentation, its notebook included.
+        "docs": [
+            "sphinx>=9.1,<10",
+            "myst-parser>=5.2,<6",
+            "myst-nb>=1.4,<2",
+            "sphinx-book-theme>=1.4,<2",
+            "ipykernel>=7.4,<8",
+        ],
         "slurm": ["submitit>=1.5.4,<2"],  # basisnet sweep --cluster=slurm
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
