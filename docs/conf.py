@@ -14,7 +14,7 @@ import re
 
 DOCS = pathlib.Path(__file__).resolve().parent
 EXPERIMENTS = DOCS.parent / "experiments"
-os.environ["COLUMNS"] = "100"  # of the commands' help
+os.environ["COLUMNS"] = "82"  # of the commands' help
 os.environ["NO_COLOR"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -77,7 +77,7 @@ def verbs() -> str:
     from basisnet_jax import cli, flags
 
     parsers = flags.create_parsers(cli.VERBS)
-    return "\n\n".join(f"## {name}\n\n```text\n{parser.format_help()}```" for name, parser in parsers.items())
+    return "\n\n".join(f"## basisnet {name}\n\n```text\n{parser.format_help()}```" for name, parser in parsers.items())
 
 
 def configs() -> str:
@@ -138,8 +138,8 @@ def plain(line: str) -> str:
 def of_init(app, what, name, obj, options, signature, returned):
     """The arguments of an NNX module: its metaclass hides them."""
     if what == "class" and signature == "(*args: ~typing.Any, **kwargs: ~typing.Any)":
-        first, *others = inspect.signature(obj.__init__).parameters.values()
-        return str(inspect.Signature(others)), None
+        parameters = [*inspect.signature(obj.__init__).parameters.values()]
+        return str(inspect.Signature(parameters[1:])), None
     return None
 
 

@@ -23,7 +23,7 @@ from basisnet_jax.configs import digits
 from basisnet_jax import models, parsing
 from basisnet_jax.workdir import checkpoint, runs
 
-LONGEST = ("plan", "mesh", "fault", "slurm", "distill", "parity", "train")
+LONGEST = ("plan", "mesh", "fault", "slurm", "docs", "distill", "parity", "train")
 
 
 def pytest_collection_modifyitems(items):

@@ -81,10 +81,11 @@ def test_links_and_paths_lead_somewhere():
                 missing.append(f"{named(page)}: {link}")
         if page.name == "CHANGELOG.md":  # it also names what was before
             continue
+        folders = (ROOT, ROOT / "basisnet_jax", ROOT / "configs", page.parent)
         for path in re.findall(r"`(\.?\w[\w.-]*(?:/[\w.-]+)*/?)`", text):
             if ("/" not in path and not path.endswith((".py", ".md"))) or path.split("/")[0] in OF_THE_USER:
                 continue
-            if not any((folder / path).exists() for folder in (ROOT, ROOT / "basisnet_jax", ROOT / "configs", page.parent)):
+            if not any((folder / path).exists() for folder in folders):
                 missing.append(f"{named(page)}: {path}")
     assert not missing
 

@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Where the magnitudes of the published codes differ: amounts at magnitude 10, in pixels of a `side` x `side` image.
+    """Where the magnitudes of the published codes differ: amounts at magnitude 10, for images of `side` pixels.
 
     Images of another size are moved and cut in proportion. `falling`: whether Posterize's bits and Solarize's
     threshold fall with the magnitude, so that a greater one changes more, or rise with it.
