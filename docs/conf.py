@@ -12,6 +12,8 @@ import os
 import pathlib
 import re
 
+from sphinx.util.inspect import stringify_signature
+
 DOCS = pathlib.Path(__file__).resolve().parent
 EXPERIMENTS = DOCS.parent / "experiments"
 os.environ["COLUMNS"] = "82"  # of the commands' help
@@ -137,9 +139,9 @@ def plain(line: str) -> str:
 
 def of_init(app, what, name, obj, options, signature, returned):
     """The arguments of an NNX module: its metaclass hides them."""
-    if what == "class" and signature == "(*args: ~typing.Any, **kwargs: ~typing.Any)":
+    if what == "class" and signature and signature.startswith("(*args"):
         parameters = [*inspect.signature(obj.__init__).parameters.values()]
-        return str(inspect.Signature(parameters[1:])), None
+        return stringify_signature(inspect.Signature(parameters[1:]), unqualified_typehints=True), None
     return None
 
 
