@@ -3,7 +3,7 @@
     import basisnet_jax as bnj
 
     model = bnj.create_model("basisnet_mobilenet_v3_small", num_classes=10, num_bases=8)
-    report = bnj.fit(model, batches, num_steps=1000, validation=held_out, workdir="runs/mine")
+    report = bnj.fit(model, batches, num_steps=1000, validation=held_out)
     prediction = model.predict(images)      # uint8 [n, H, W, 3]: labels, probabilities, stage, madds, names
 
 What stands here is imported when it is used.

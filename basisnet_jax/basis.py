@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from basisnet_jax.classifier import Classifier
 from basisnet_jax.ops import conv as conv_lib
 from basisnet_jax.ops import initializers
 from basisnet_jax.ops.platforms import platform
@@ -198,7 +199,7 @@ def with_bases(
       network: any NNX network; its code is not touched, `nnx.Conv` and `nnx.Linear` inside it are exchanged.
       num_bases: N >= 1.
       where: which layers get bases, by (path joined with "/", layer): `matching(pattern)`, `convolutions` or another.
-        None: as the configs have it, `matching(LAYERS)`, where the network has such layers; else every convolution.
+        None: of the networks of this package `matching(LAYERS)`, as the configs have it; of others every convolution.
       init: the N kernels from (key, the layer's kernel, N): `copies(noise)` of the network's own, or `independent`.
       rngs: its stream "params" is drawn from; None: `nnx.Rngs(0)`.
 
@@ -214,9 +215,7 @@ def with_bases(
     if num_bases < 1:
         raise ValueError(f"num_bases={num_bases}, expected at least 1")
     if where is None:
-        convs = [path for path, module in nnx.iter_modules(network) if isinstance(module, nnx.Conv)]
-        paths = ["/".join(map(str, path)) for path in convs]
-        where = matching(LAYERS) if any(re.fullmatch(LAYERS, path) for path in paths) else convolutions
+        where = matching(LAYERS) if isinstance(network, Classifier) else convolutions
     rngs = rngs or nnx.Rngs(0)
 
     def exchange(path, layer):

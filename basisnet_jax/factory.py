@@ -48,6 +48,11 @@ CONFIGS = {  # the config whose model a name stands for, by its arguments
 }
 
 
+# The fields of a config that say what a model is; the others are of its data and training.
+MODEL_FIELDS = ("network", "preview", "basis", "coefficients", "routing", "mean", "stddev", "resize", "eval_crop")
+MODEL_FIELDS += ("init_noise", "batch_norm_groups", "remat_kernels")
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` takes, those that match a shell pattern such as "basisnet_*".
 
@@ -100,14 +105,33 @@ def create_model(
     config = CONFIGS[name](",".join([*bases, f"width={width}", f"seed={seed}"]))
     config.num_classes, config.channels, config.dtype = num_classes, channels, dtype
     config.eval_crop = 1.0  # `fit` takes images as they are, and `predict` should see no less of them
+    if channels == 1:  # ImageNet's, of its three channels together
+        config.mean, config.stddev = ((sum(of) / len(of),) for of in (config.mean, config.stddev))
     if image_size is not None:
         config.preview.image_size = round(config.preview.image_size * image_size / config.image_size)
         config.image_size = image_size
+    given = {field.replace("__", "."): value for field, value in fields.items()}
+    for field in given:
+        check_field(config, field)
     try:
-        config.update_from_flattened_dict({field.replace("__", "."): value for field, value in fields.items()})
+        config.update_from_flattened_dict(given)
         return models.create(config)
     except (UserError, KeyError, TypeError) as error:
         raise ValueError(f"create_model({name!r}): {error}") from error
+
+
+def check_field(config: ml_collections.ConfigDict, field: str) -> None:
+    """Raises ValueError unless a dotted field exists and belongs to the model, not to its training."""
+    holder = config
+    for name in field.split("."):
+        if not isinstance(holder, ml_collections.ConfigDict) or name not in holder:
+            known = ", ".join(holder) if isinstance(holder, ml_collections.ConfigDict) else "none inside it"
+            raise ValueError(f"create_model has no field {field.replace('.', '__')!r}: {name!r} is not one of {known}")
+        holder = holder[name]
+    if field.split(".")[0] not in MODEL_FIELDS:
+        raise ValueError(
+            f"{field.replace('.', '__')} is no field of a model, expected one of {', '.join(MODEL_FIELDS)}"
+        )
 
 
 def load(place: str | os.PathLike, checkpoint: str | int | None = None) -> "Classifier | Exported":

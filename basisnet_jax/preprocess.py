@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from basisnet_jax.errors import UserError
+
 LUMA = (0.2989, 0.5870, 0.1140)  # of red, green and blue, as TensorFlow's
 
 
@@ -30,6 +32,14 @@ class Preprocess:
     eval_crop: float = 1.0
     mean: tuple[float, ...] | None = None  # per channel, of images in 0..1; one number stands for all channels
     stddev: tuple[float, ...] | None = None  # None, both: part of the function that takes the image, as in an export
+
+    def __post_init__(self):
+        for name in ("mean", "stddev"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) not in (1, self.channels):
+                raise ValueError(
+                    f"{name}={numbers} with channels={self.channels}, expected one number or one a channel"
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,7 +71,11 @@ class Preprocess:
 def of(config) -> Preprocess:
     """A config's, of a run or of an experiment."""
     values = {field.name: config[field.name] for field in dataclasses.fields(Preprocess)}
-    return Preprocess(**{name: tuple(value) if name in ("mean", "stddev") else value for name, value in values.items()})
+    values |= {name: tuple(values[name]) for name in ("mean", "stddev")}
+    try:
+        return Preprocess(**values)
+    except ValueError as error:
+        raise UserError(f"config.{error}") from error
 
 
 @functools.lru_cache(maxsize=64)

@@ -63,6 +63,12 @@ def test_with_bases_chooses_what_configs_choose():
     assert default.get_config().basis.layers == basis.LAYERS
     chosen = basis.basis_layers(basis.with_bases(network, 2))
     of_config = basis.basis_layers(basis.with_bases(network, 2, where=basis.matching(basis.LAYERS)))
+
+    class Foreign(nnx.Module):
+        def __init__(self):
+            self.head, self.other = (nnx.Conv(3, 3, (1, 1), rngs=nnx.Rngs(0)) for _ in range(2))
+
+    assert list(basis.basis_layers(basis.with_bases(Foreign(), 2))) == ["head", "other"]
     assert list(chosen) == list(of_config) and not any("stem" in path or "squeeze" in path for path in chosen)
 
 
@@ -71,7 +77,11 @@ def test_names_and_fields_that_do_not_exist_are_told():
     assert {"mobilenet_v2", "condconv_efficientnet_b0", "dy_mobilenet_v3_large"} < set(bnj.list_models())
     for name, fields, message in (
         ("basisnet_resnet", {}, "model 'basisnet_resnet' is unknown, expected one of basisnet_eff"),
-        ("mobilenet_v2", {"network__wdith": 1.0}, "wdith"),
+        ("mobilenet_v2", {"network__wdith": 1.0}, "'wdith' is not one of drop_connect"),
+        ("mobilenet_v2", {"coefficients__temprature": 1.0}, "no field 'coefficients__temprature'"),
+        ("mobilenet_v2", {"foo": 1}, "no field 'foo'"),
+        ("mobilenet_v2", {"optimizer__learning_rate": 1.0}, "optimizer__learning_rate is no field of a model"),
+        ("mobilenet_v2", {"mean": (0.5, 0.5)}, "mean=.0.5, 0.5. with channels=3, expected one number"),
         ("mobilenet_v2", {"dtype": "float8"}, "config.dtype='float8', expected one of float32, bfloat16"),
         ("mobilenet_v2", {"num_bases": 4}, "bases"),
     ):
@@ -135,6 +145,10 @@ def test_places_that_hold_no_model(tmp_path, tiny, make_run):
     with pytest.raises(UserError, match="no checkpoint of step 7"):
         bnj.load(workdir, checkpoint=7)
     assert bnj.load(workdir, checkpoint=3).predict(np.zeros((1, 16, 16, 1), np.uint8)).stage.tolist() == ["network"]
+    grey = bnj.create_model("mobilenet_v2", 3, channels=1, width=0.1, image_size=32)
+    assert len(grey.preprocess.mean) == 1 and grey.predict(np.zeros((2, 9, 9, 1), np.uint8)).labels.shape == (2,)
+    with pytest.raises(ValueError, match=r"images of \(9, 1\) each"):
+        grey.predict(np.zeros((9, 9, 1), np.uint8))
     with pytest.raises(ValueError, match="no images given"):
         bnj.predict(bnj.load(workdir), [])
 
@@ -308,6 +322,8 @@ def test_fit_takes_iterables_and_refuses_what_is_no_batch():
     assert {"loss", "top1", "preview_top1"} <= report.keys()
     with pytest.raises(ValueError, match="the batches ended before the last step"):
         bnj.fit(model, iter([data]), 3)
+    with pytest.raises(ValueError, match="no batches given"):
+        bnj.fit(model, [], 3)
     for wrong, message in (
         ([(1, 2)], "a batch of tuple"),
         ([{"image": data["image"]}], r"a batch of \['image'\]"),

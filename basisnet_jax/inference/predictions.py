@@ -105,6 +105,8 @@ def prepared(images, seen: Preprocess | None) -> tuple[np.ndarray, Callable]:
     if not len(images):
         raise ValueError("no images given")
     first = np.asarray(images[0])
+    if first.dtype == np.uint8 and first.ndim != 3:
+        raise ValueError(f"images of {first.shape} each, expected uint8 [h, w, channels]; one image as images=[image]")
     if first.dtype != np.uint8:
         return np.asarray(images), unchanged
     if seen is None:

@@ -152,9 +152,9 @@ def fit(
 def peek(batches) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
     """The first batch, and a function of the steps done to all batches from there on, without end."""
     if callable(batches):
-        return checked(next(iter(batches(0)))), lambda first_step: map(checked, batches(first_step))
+        return checked(next(iter(batches(0)), None)), lambda first_step: map(checked, batches(first_step))
     iterator = iter(batches)
-    first = checked(next(iterator))
+    first = checked(next(iterator, None))
 
     def given(first_step):
         yield from map(checked, itertools.chain([first], iterator))
@@ -167,7 +167,9 @@ def peek(batches) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
     return first, given
 
 
-def checked(batch: Batch) -> Batch:
+def checked(batch: Batch | None) -> Batch:
+    if batch is None:
+        raise ValueError("no batches given")
     if not isinstance(batch, dict) or not {"image", "label"} <= batch.keys():
         kind = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
         raise ValueError(f'a batch of {kind}, expected {{"image": [B, ...], "label": [B]}}')
