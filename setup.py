@@ -50,7 +50,7 @@ setup(
         "export": ["ai-edge-litert>=2.3,<3", "jax2onnx==0.13.0", "onnx>=1.23,<2", "onnxruntime>=1.31,<2"],
         # The documentation, its notebook included.
         "docs": [
-            "sphinx>=9.1,<10",
+            "sphinx>=9.0,<10",
             "myst-parser>=5.2,<6",
             "myst-nb>=1.4,<2",
             "sphinx-book-theme>=1.4,<2",

@@ -19,6 +19,7 @@ class Classifier(nnx.Module):
 
     preprocess: Preprocess | None = None  # None: images are given as the network takes them
     names: tuple[str, ...] | None = None  # of the classes, by label
+    config_json: str | None = None  # of the config that makes it; None: it was made otherwise
     rule: "Rule | None" = None  # when an image stops at the preview; None: no image does
 
     def predict(

@@ -1,5 +1,6 @@
 """The model of a config, and any model as plain data and pure functions of it."""
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
     """The model that a config describes: a `BasisNet`, a `baselines.Routed`, or "static" the plain `config.network`."""
     model = _create(config)
     model.preprocess = preprocess.of(config)
+    model.config_json = json.dumps(config.to_dict())
     for _, module in nnx.iter_modules(model):
         if isinstance(module, batch_norm.BatchNorm):
             module.groups = config.batch_norm_groups

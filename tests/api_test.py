@@ -311,6 +311,11 @@ def test_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert [row["step"] for row in rows if row["split"] == "validation"] == [8]  # not where it was stopped
     found = whole.predict(examples(20)["image"])
     assert whole.rule.threshold == report["early_termination"]["threshold"] and len(found.names) == 20
+    again = bnj.load(tmp_path / "whole")
+    np.testing.assert_array_equal(again.predict(examples(20)["image"]).probabilities, found.probabilities)
+    assert again.rule.threshold == whole.rule.threshold
+    with pytest.raises(UserError, match="belongs to another config"):
+        bnj.fit(small(width=0.2), batches_from, 8, workdir=tmp_path / "whole")
     # Done: evaluated anew, nothing trained.
     assert bnj.fit(parts, batches_from, 8, workdir=tmp_path / "parts", warmup_steps=2, **options) == report
 

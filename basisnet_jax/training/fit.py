@@ -2,10 +2,12 @@
 
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import ml_collections
 import numpy as np
 from flax import nnx
 
@@ -19,6 +21,7 @@ from basisnet_jax.training import loop
 from basisnet_jax.training.step import build_step
 from basisnet_jax.workdir import checkpoint, files, runs
 
+OWN_BATCHES = "batches given to fit"  # the data set in config.json: no command finds it
 Batch = dict[str, np.ndarray]  # "image" [B, ...] and "label" [B]
 
 
@@ -55,7 +58,8 @@ def fit(
       num_steps: how many are taken in all.
       validation: batches, the last of which may be smaller; gone over several times, so a list or a function.
       workdir: where checkpoints (every `validate_every` steps, the newest three and the best), `metrics.jsonl`,
-        TensorBoard events and `evaluation.json` go. If it has checkpoints, training goes on from the newest.
+        TensorBoard events and `evaluation.json` go. If it has checkpoints, training goes on from the newest. `load`
+        reads it, if the model is by `create_model` or `load`.
       optimizer: "adamw" or "rmsprop"; `learning_rate` is the peak, after `warmup_steps` (None: a twentieth of
         `num_steps`) it decays to 0 by a cosine.
       weight_decay: of kernels only.
@@ -116,6 +120,7 @@ def fit(
             os.makedirs(workdir, exist_ok=True)
             stack.enter_context(runs.told_when_full(workdir))
             stack.enter_context(runs.locked(workdir))
+            claim(model, workdir)
             checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, keep=3)))
             if first_step := checkpoints.latest_step() or 0:
                 state = checkpoint.restore(checkpoints, first_step, state)
@@ -147,6 +152,17 @@ def fit(
                 if "early_termination" in report:
                     plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
     return report
+
+
+def claim(model: nnx.Module, workdir: str) -> None:
+    """Writes what `load` makes the model of, if it is one of a config; refuses the workdir of another model."""
+    if text := getattr(model, "config_json", None):
+        config = ml_collections.ConfigDict(json.loads(text))
+        config.dataset = OWN_BATCHES
+        runs.check(config, workdir)
+        runs.claim(config, workdir)
+        if model.names:
+            runs.write_classes(workdir, list(model.names))
 
 
 def peek(batches) -> tuple[Batch, Callable[[int], Iterator[Batch]]]:
