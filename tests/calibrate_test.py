@@ -12,7 +12,7 @@ import pytest
 from basisnet_jax import cli, early_exit, madds
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
-from basisnet_jax.inference import calibrate, evaluate, predict
+from basisnet_jax.inference import calibrate, evaluate
 from basisnet_jax.training import losses
 from basisnet_jax.workdir import runs
 
@@ -95,9 +95,10 @@ def test_evaluation_and_prediction_obey_it(calibrated, workdir, held_out):
     outputs = jax.jit(run.functions.evaluate)(run.params, run.batch_stats, run.preprocess.normalize(images))
     probabilities = np.sort(jax.nn.softmax(outputs.preview_logits / rule.temperature))
     stops = probabilities[:, -1] - probabilities[:, -2] >= rule.threshold
-    rows = list(predict.make_answer(run, rule, 8)(np.split(images, 5)))
-    assert [stage for _, _, stage, _ in rows] == ["preview" if stop else "specialist" for stop in stops]
-    np.testing.assert_allclose([row[1] for row in rows if row[2] == "preview"], probabilities[stops, -1], rtol=1e-4)
+    run.model.rule = rule
+    found = run.model.predict(images, batch_size=8)
+    assert found.stage.tolist() == ["preview" if stop else "specialist" for stop in stops]
+    np.testing.assert_allclose(found.probabilities.max(axis=1)[stops], probabilities[stops, -1], rtol=1e-4)
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(calibrated, workdir, capsys):

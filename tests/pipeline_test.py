@@ -25,6 +25,7 @@ def data_dir(tmp_path_factory):
 def config(data_dir):
     config = default.get_config()
     config.update(dataset="digits", data_dir=data_dir, train_split="train[:100]", image_size=8, channels=1)
+    config.update(mean=(0.3,), stddev=(0.35,))
     config.update(num_classes=10, batch_size=32, eval_batch_size=32, shuffle_buffer_size=100)
     config.augment.update(shift=0.1, rotation=10.0, zoom=0.1, flip=True)
     return config
