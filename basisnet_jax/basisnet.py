@@ -137,7 +137,7 @@ class BasisNet(Classifier):
             return self.specialist(images, **keywords)
 
     def __call__(self, images: jax.Array, **keywords) -> Outputs:
-        calls = [self.preview.call if isinstance(self.preview, Tapped) else self.preview.features, self.specialist]
+        calls = [self.preview.network if isinstance(self.preview, Tapped) else self.preview.features, self.specialist]
         of_preview, of_specialist = (taken(call, keywords) for call in calls)
         if unknown := keywords.keys() - of_preview.keys() - of_specialist.keys():
             raise TypeError(f"neither preview nor specialist takes the keyword {min(unknown)!r}")
@@ -172,10 +172,6 @@ class Tapped(nnx.Module):
     @property
     def classifier(self) -> nnx.Linear:
         return self.tap.layer
-
-    @property
-    def call(self) -> Callable:
-        return self.network
 
     def __call__(self, images, **keywords) -> tuple[jax.Array, jax.Array]:
         """The features [B, F] and the logits [B, classes]."""
