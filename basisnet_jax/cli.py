@@ -28,21 +28,21 @@ from basisnet_jax.errors import LostProcess, Unfinished, UserError
 
 def train(given: Namespace) -> None:
     """Train a network; the same command goes on where it stopped."""
-    from basisnet_jax.distributed import partition
+    from basisnet_jax.distributed import processes
     from basisnet_jax.training import loop
 
-    with partition.joined(given.coordinator, given.processes, given.process):
+    with processes.joined(given.coordinator, given.processes, given.process):
         loop.train(parsing.resolve(given.config), given.workdir, given.changed_data)
 
 
 def evaluate(given: Namespace) -> None:
     """Evaluate a run on its test split; writes DIR/evaluation.json."""
-    from basisnet_jax.distributed import partition
+    from basisnet_jax.distributed import processes
     from basisnet_jax.inference import evaluate
     from basisnet_jax.workdir import runs
 
     config = runs.load_config(given.workdir)
-    with partition.joined(given.coordinator, given.processes, given.process):
+    with processes.joined(given.coordinator, given.processes, given.process):
         report = evaluate.evaluate(config, given.workdir, given.checkpoint, given.threshold)
         print(evaluate.table(report))
 

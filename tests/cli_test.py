@@ -8,8 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import conftest
 import pytest
 
 from basisnet_jax import cli, early_exit, export, flags, parsing
@@ -19,7 +19,7 @@ from basisnet_jax.sweep import launchers
 from basisnet_jax.training import import_weights
 from basisnet_jax.workdir import runs
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = conftest.ROOT / "configs"
 CONFIG = f"--config={CONFIGS / 'digits.py'}"
 
 

@@ -11,7 +11,7 @@ import basisnet_jax
 from basisnet_jax.training import loop
 from basisnet_jax.workdir import checkpoint, runs
 
-BEFORE = pathlib.Path(__file__).parent / "data" / "run_of_2681f21.tar.gz"
+BEFORE = pathlib.Path(__file__).with_name("run_of_2681f21.tar.gz")
 
 
 @pytest.fixture

@@ -1,9 +1,14 @@
 """Shared by all tests: one compilation cache, and warnings from our own code as errors."""
 
 import os
+import pathlib
 import subprocess
 import tempfile
 
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Processes that tests start can import this file too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
 # Compiling is most of the suite's time; the cache also serves the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "basisnet_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -23,7 +28,7 @@ from basisnet_jax.configs import digits
 from basisnet_jax import models, parsing
 from basisnet_jax.workdir import checkpoint, runs
 
-LONGEST = ("plan", "mesh", "fault", "slurm", "docs", "distill", "parity", "train")
+LONGEST = ("plan", "partition", "faults", "slurm", "docs", "distillation", "parity", "loop")
 
 
 def pytest_collection_modifyitems(items):

@@ -13,11 +13,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 import basisnet_jax as bnj
 from basisnet_jax import cli, flags
 
-ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 NOTEBOOK = ROOT / "docs" / "quick_start.ipynb"
 # What a page may name that is not in the repository: what a command writes, or stands for the user's own.

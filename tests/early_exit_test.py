@@ -222,5 +222,5 @@ assert [logits.devices(), final.devices()] == [{device} for device in jax.device
 @pytest.mark.slow
 def test_two_devices_share_the_stages():
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
-    command, tests = [sys.executable, "-c", TWO_DEVICES], os.path.dirname(__file__)
-    subprocess.run(command, cwd=tests, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=120)
+    command = [sys.executable, "-c", TWO_DEVICES]
+    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=120)

@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import os
-import pathlib
 import shutil
 import subprocess
 import venv
 
 import pytest
+from conftest import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 NEEDED = ("jax", "flax", "optax", "numpy", "ml_collections")
 PROGRAM = """
 import jax, numpy as np

@@ -10,6 +10,7 @@ import string
 import subprocess
 import sys
 
+import conftest
 import matplotlib
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def letters(folder: pathlib.Path) -> pathlib.Path:
 
 @pytest.mark.slow
 def test_with_the_defaults_basisnet_is_not_below_its_static_network(tmp_path):
-    config = pathlib.Path(__file__).parents[1] / "configs" / "folder.py"
+    config = conftest.ROOT / "configs" / "folder.py"
     data = letters(tmp_path / "letters")
     command = [sys.executable, "-m", "basisnet_jax.cli", "train", f"--config={config}:bases=4,width=0.5", *FLAGS]
     command += [f"--config.dataset=folder:{data}", f"--config.data_dir={tmp_path}"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from basisnet_jax.training import optimizer
 from basisnet_jax.training.step import create_state
 from basisnet_jax.workdir import checkpoint, runs
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
+CONFIG = str(conftest.ROOT / "configs" / "digits.py")
 
 
 def make_state(step: int) -> dict:

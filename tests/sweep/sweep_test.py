@@ -3,13 +3,13 @@
 import csv
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import conftest
 import PIL.Image
 import pytest
 
@@ -17,7 +17,7 @@ from basisnet_jax import cli, parsing, plots, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.sweep import launchers
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
+CONFIG = conftest.ROOT / "configs" / "digits.py"
 TINY = {
     **{f"config.{network}.width": 0.1 for network in ("network", "preview")},
     **{f"config.{network}.num_stages": 1 for network in ("network", "preview")},

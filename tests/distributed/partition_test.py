@@ -12,9 +12,10 @@ import pytest
 from basisnet_jax import parsing
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
+from basisnet_jax.distributed.processes import joined
 from basisnet_jax.errors import UserError
 
-WORKER = os.path.join(os.path.dirname(__file__), "mesh_worker.py")
+WORKER = os.path.join(os.path.dirname(__file__), "partition_worker.py")
 SIZES = (1, 47, 101)  # of test splits: less than a batch, and no multiple of one
 EVALUATE = "evaluate:" + ",".join(map(str, SIZES))
 
@@ -177,8 +178,8 @@ def test_what_is_refused(monkeypatch):
     with pytest.raises(UserError, match="config.fsdp=3 does not divide the 8 devices"):
         partition.create_mesh(16, 3)
     with pytest.raises(UserError, match="must be given together"):
-        with partition.joined("localhost:1"):
+        with joined("localhost:1"):
             pass
     with pytest.raises(UserError, match="--processes=2 --process=2, expected two numbers, the second the smaller"):
-        with partition.joined("localhost:1", "2", "2"):
+        with joined("localhost:1", "2", "2"):
             pass

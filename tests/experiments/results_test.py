@@ -1,16 +1,16 @@
 """The tables of the experiments say what the CSV files do."""
 
-import pathlib
 import runpy
 import shutil
 import sys
 
+import conftest
 import pytest
 
 from basisnet_jax import sweep
 from basisnet_jax.inference import evaluate
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = conftest.ROOT / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
 import defaults_results

@@ -2,19 +2,19 @@
 
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 import time
 
+import conftest
+import faults
 import pytest
-from fault_test import faults
 
-from basisnet_jax.distributed import partition
+from basisnet_jax.distributed import processes
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "slurm"
+FOLDER = conftest.ROOT / "experiments" / "slurm"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_process_waits_for_those_of_its_step(monkeypatch, variables, joins):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with partition.joined():
+    with processes.joined():
         assert calls == [(None, None, None)] * joins
 
 

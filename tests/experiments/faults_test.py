@@ -1,25 +1,18 @@
 """Runs that are killed, preempted or find their files damaged."""
 
-import importlib.util
 import json
-import pathlib
 import signal
 import socket
 import subprocess
 import time
 
+import faults
 import numpy as np
 import pytest
 
 from basisnet_jax.workdir import checkpoint, runs
 
 pytestmark = pytest.mark.slow
-
-_spec = importlib.util.spec_from_file_location(
-    "faults", pathlib.Path(__file__).parents[1] / "experiments" / "faults.py"
-)
-faults = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(faults)
 
 
 @pytest.fixture
@@ -126,7 +119,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(flags, small_disk):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(flags, tmp_path):
-    """One flipped bit; other damage is tests/checkpoint_test.py's business."""
+    """One flipped bit; other damage is tests/workdir/checkpoint_test.py's business."""
     process = start(tmp_path / "run", *flags)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

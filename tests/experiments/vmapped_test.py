@@ -1,9 +1,9 @@
 """Runs side by side in one program are what each is alone, and their augmentation is that of the pipeline."""
 
 import json
-import pathlib
 import sys
 
+import conftest
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -15,7 +15,7 @@ from basisnet_jax import parsing
 from basisnet_jax.data import augment, pipeline
 from basisnet_jax.training import distillation
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments" / "vmapped"))
+sys.path.insert(0, str(conftest.ROOT / "experiments" / "vmapped"))
 
 import collect
 import prepare
@@ -134,7 +134,7 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(prepare, "ROOT", tmp_path)
     teacher = make_run(tiny(model="static", data_dir=data_dir), tmp_path / "teacher")
     names = {
-        "ROOT": str(pathlib.Path(__file__).parents[1]),
+        "ROOT": str(conftest.ROOT),
         "DATA": data_dir,
         "TEACHER": teacher,
         "CACHE": str(tmp_path / "cache"),

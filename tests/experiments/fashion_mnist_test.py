@@ -2,9 +2,9 @@
 
 import gzip
 import importlib.util
-import pathlib
 import struct
 
+import conftest
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,7 +17,7 @@ LABELS = {"train": [9, 0, 0, 3, 0, 2, 7], "test": [9, 2, 1, 1, 6]}
 @pytest.fixture
 def script(monkeypatch):
     """The script, and TFDS's builder, for as many examples as the small files have."""
-    path = pathlib.Path(__file__).parents[1] / "experiments" / "fashion_mnist" / "prepare.py"
+    path = conftest.ROOT / "experiments" / "fashion_mnist" / "prepare.py"
     spec = importlib.util.spec_from_file_location("fashion_mnist_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

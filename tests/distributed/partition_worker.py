@@ -1,6 +1,6 @@
-"""What tests/mesh_test.py runs in processes of their own, with as many simulated devices as each needs.
+"""What partition_test.py runs in processes of their own, with as many simulated devices as each needs.
 
-    python mesh_worker.py CONFIG.json JOBS.json FOLDER [COORDINATOR PROCESSES PROCESS]
+    python partition_worker.py CONFIG.json JOBS.json FOLDER [COORDINATOR PROCESSES PROCESS]
 
 JOBS.json holds {name: {"variant", "fields"}}; the arrays of each job go to FOLDER/name.npz.
 """
@@ -19,7 +19,7 @@ from orbax.checkpoint import tree as trees
 
 from basisnet_jax import models, preprocess
 from basisnet_jax.data import pipeline
-from basisnet_jax.distributed import partition
+from basisnet_jax.distributed import partition, processes
 from basisnet_jax.inference import evaluate
 from basisnet_jax.training.step import build_step
 from basisnet_jax.workdir import checkpoint
@@ -90,5 +90,5 @@ def main(config_file: str, jobs_file: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    with partition.joined(*sys.argv[4:]):
+    with processes.joined(*sys.argv[4:]):
         main(*sys.argv[1:4])
