@@ -17,6 +17,7 @@ _PLACES = {
     "Outputs": "basisnet",
     "Prediction": "inference.predictions",
     "Preprocess": "preprocess",
+    "UserError": "errors",
     "create_model": "factory",
     "fit": "training.fit",
     "list_models": "factory",
@@ -32,6 +33,7 @@ __all__ = [
     "Outputs",
     "Prediction",
     "Preprocess",
+    "UserError",
     "create_model",
     "fit",
     "list_models",
@@ -46,6 +48,7 @@ __all__ = [
 if TYPE_CHECKING:
     from basisnet_jax.basis import mixed, synthesize, with_bases
     from basisnet_jax.basisnet import BasisNet, Outputs
+    from basisnet_jax.errors import UserError
     from basisnet_jax.factory import create_model, list_models, load
     from basisnet_jax.inference.predictions import Prediction, predict
     from basisnet_jax.preprocess import Preprocess

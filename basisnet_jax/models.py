@@ -1,7 +1,7 @@
 """The model of a config, and any model as plain data and pure functions of it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,9 @@ from basisnet_jax.errors import UserError
 from basisnet_jax.networks import batch_norm
 from basisnet_jax.ops import conv
 
+# Where BasisNet, baselines.Routed, baselines.Unit and basis.BasisLayer hold what they are made of. A path without these
+# names is that of the plain network.
+WRAPPERS = ("specialist", "network", "body", "layer")
 COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for all models with bases
 
 
@@ -79,6 +82,18 @@ def _initializer(config: ml_collections.ConfigDict) -> basis.Initializer:
 def create_abstract(config: ml_collections.ConfigDict) -> nnx.Module:
     """The model of a config with shapes in place of arrays: costs no memory, for counting."""
     return nnx.eval_shape(lambda: create(config))
+
+
+def plain_path(path: Iterable) -> tuple:
+    """A path in a model with bases as it is in the plain network."""
+    return tuple(part for part in path if part not in WRAPPERS)
+
+
+def unwrapped(module: nnx.Module) -> nnx.Module:
+    """What `Routed`, `Unit` or `BasisLayer` wrap, or a module of none of these itself."""
+    for name in WRAPPERS:
+        module = getattr(module, name, module)
+    return module
 
 
 class Functional(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis
+from basisnet_jax import basis, models
 from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
@@ -98,9 +98,7 @@ def folded(model: nnx.Module) -> nnx.Module:
     model = nnx.clone(model)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, blocks.ConvNorm):
-            norm, layer = module.norm, module.conv
-            for wrapper in ("body", "layer"):  # of `baselines.Unit` and `basis.BasisLayer`
-                layer = getattr(layer, wrapper, layer)
+            norm, layer = module.norm, models.unwrapped(module.conv)
             scale = np.asarray(norm.scale[...]) / np.sqrt(np.asarray(norm.var[...]) + norm.epsilon)
             bias = 0 if layer.bias is None else layer.bias[...]
             layer.kernel = nnx.Param(layer.kernel[...] * scale)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from basisnet_jax.errors import UserError
 from basisnet_jax.ops.platforms import platform
 from basisnet_jax.ops.windows import accumulable
 
@@ -37,7 +36,7 @@ class BatchNorm(nnx.BatchNorm):
         if self.use_running_average:
             return self.activation(super().__call__(x))
         if x.shape[0] % self.groups:
-            raise UserError(f"config.batch_norm_groups={self.groups} does not divide a batch of {x.shape[0]}")
+            raise ValueError(f"groups={self.groups} does not divide a batch of {x.shape[0]}")
         parts = x.reshape(self.groups, -1, *x.shape[1:])
         y, mean, var = normalize(parts, self.scale[...], self.bias[...], self.epsilon, self.activation)
         samples = parts.size // (self.groups * x.shape[-1])

@@ -120,7 +120,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
     unused = {name for name in state_dict if not name.endswith("num_batches_tracked")}
 
     def take(path, leaf):
-        keys = [key.key for key in path if key.key not in ("network", "body", "layer")]
+        keys = models.plain_path(key.key for key in path)
         name = f"{torch_module(names, network, keys[:-1])}.{LEAVES[keys[-1]]}"
         if name not in state_dict:
             raise UserError(f"the weights have no {name!r}, which the network's {'/'.join(map(str, keys))} needs")
@@ -223,12 +223,12 @@ def naming(state_dict: dict[str, np.ndarray]) -> Naming:
 
 def torch_module(names: Naming, network: nnx.Module, keys: list) -> str:
     """The name of the module at a path such as ["stages", 1, 0, "depthwise", "norm"]."""
-    network = getattr(network, "network", network)  # of a `baselines.Routed`
+    network = models.unwrapped(network)
     if keys[0] == "stages":
         stage, index, *layer = keys[1:]
         position = sum(map(len, network.stages[:stage])) + index
         block = network.stages[stage][index]
-        expands = getattr(block, "body", block).expand is not None
+        expands = models.unwrapped(block).expand is not None
         name = (names.expanding if expands else names.separable)[".".join(layer)]
         return f"{names.block.format(stage=stage, index=index, position=position)}.{name}"
     path = ".".join(keys)

@@ -9,12 +9,10 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import tree as trees
 
-from basisnet_jax import basis
+from basisnet_jax import basis, models
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 from basisnet_jax.workdir import runs
-
-WRAPPERS = ("specialist", "network", "body", "layer")  # what a path has here, but not in the plain network
 
 
 def initialized(config, functions: Functional) -> Functional:
@@ -55,7 +53,7 @@ def _fill(ours: dict, theirs: dict, workdir: str, prefix: tuple[str, ...], confi
     for path in target:
         if path[: len(prefix)] == prefix:
             inner = path[len(prefix) :]
-            plain = tuple(part for part in inner if part not in WRAPPERS)
+            plain = models.plain_path(inner)
             if name := next((name for name in (inner, plain) if name in source), None):
                 places[path] = name
     if unplaced := source.keys() - set(places.values()):
