@@ -80,8 +80,9 @@ def test_functional_form(tiny, images):
     assert not np.array_equal(outputs.logits, other.logits)  # dropout follows the key
     assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (stats, new_stats)), strict=True))
-    evaluated = functions.evaluate(params, stats, images)
-    np.testing.assert_array_equal(evaluated.logits, functions.evaluate(params, stats, images).logits)
+    evaluate = jax.jit(functions.evaluate)
+    evaluated = evaluate(params, stats, images)
+    np.testing.assert_array_equal(evaluated.logits, evaluate(params, stats, images).logits)
 
 
 def test_the_seed_decides_the_initial_weights(tiny):

@@ -55,7 +55,7 @@ def test_dropout_works_in_training_only_and_in_all_layers_at_once(tiny):
     again = functions.train(*weights, images, jax.random.key(1))[0].coefficients
     np.testing.assert_array_equal(trained, again)
     assert not np.array_equal(dropped, functions.train(*weights, images, jax.random.key(2))[0].coefficients == 0)
-    assert np.all(functions.evaluate(*weights, images).coefficients > 0)
+    assert np.all(jax.jit(functions.evaluate)(*weights, images).coefficients > 0)
 
 
 def test_the_temperature_given_in_training_counts(tiny):

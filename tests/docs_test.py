@@ -1,4 +1,7 @@
-"""README and documentation: their Python runs, their commands parse, their links lead somewhere, and they build."""
+"""README and documentation: their Python runs, their commands parse, their links lead somewhere.
+
+`.ci/run` builds the documentation, with the notebook.
+"""
 
 import contextlib
 import doctest
@@ -9,8 +12,6 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
@@ -108,16 +109,3 @@ def test_examples_of_the_public_names_hold():
 def test_the_notebook_is_stored_without_outputs():
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
-
-
-@pytest.mark.slow
-def test_the_documentation_builds_and_its_notebook_runs(tmp_path):
-    if lacking := [name for name in ("sphinx", "myst_nb", "sphinx_book_theme") if not importlib.util.find_spec(name)]:
-        pytest.skip(f"the extra `docs` is not installed: {', '.join(lacking)}")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "doctrees"]
-    ended = subprocess.run([*command, ROOT / "docs", tmp_path / "html"], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    page = (tmp_path / "html" / "quick_start.html").read_text()
-    assert page.count("data:image/png") + page.count("<img") >= 2 and "test top-1" in page
-    assert "--max_drop" in (tmp_path / "html" / "command_line.html").read_text()
-    assert "threshold" in (tmp_path / "html" / "api" / "public.html").read_text()

@@ -1,5 +1,6 @@
 """The count: pinned to the literature, and checked against what XLA counts."""
 
+import functools
 import importlib
 
 import jax
@@ -22,8 +23,9 @@ PINNED = {
 }
 
 
-def abstract(name, **kwargs):
-    return nnx.eval_shape(lambda: networks.create(name, num_classes=1000, **kwargs, rngs=nnx.Rngs(0)))
+@functools.cache
+def abstract(name):
+    return nnx.eval_shape(lambda: networks.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -68,7 +70,7 @@ def flops(function, *args):
     )  # a new function: no cached trace
 
 
-@pytest.mark.parametrize("name", PINNED)
+@pytest.mark.parametrize("name", [name for name in PINNED if name[-2:] not in ("b1", "b2")])  # they are b0, deeper
 def test_against_xla(name, monkeypatch):
     """XLA's FLOPs of the network less those of the same network whose convolutions and matrix products cost nothing.
 
@@ -77,7 +79,7 @@ def test_against_xla(name, monkeypatch):
     # The network's own drop-in runs depthwise layers as shifted sums on CPU; XLA shall see convolutions.
     blocks = importlib.import_module("basisnet_jax.networks.blocks")
     monkeypatch.setattr(blocks.conv_lib, "conv_general_dilated", jax.lax.conv_general_dilated)
-    network = networks.create(name, num_classes=1000, rngs=nnx.Rngs(0))
+    network = abstract(name)
     network.eval()
     graph, state = nnx.split(network)
     image = jax.ShapeDtypeStruct((1, 448, 448, 3), jnp.float32)

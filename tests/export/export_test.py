@@ -22,9 +22,8 @@ from basisnet_jax.networks import batch_norm
 from basisnet_jax.training import initial_weights
 from basisnet_jax.workdir import runs
 
-needs_extra = pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime") is None, reason="these formats need the extra export"
-)
+OPTIONAL = ("tflite", "onnx") if importlib.util.find_spec("onnxruntime") else ()
+needs_extra = pytest.mark.skipif(not OPTIONAL, reason="these formats need the extra export")
 FORMATS = [
     pytest.param("tflite", marks=needs_extra),
     pytest.param("onnx", marks=needs_extra),
@@ -53,10 +52,14 @@ def workdir(make_run, config, tmp_path_factory):
     return path
 
 
+def answers(run, images):
+    return jax.jit(run.functions.evaluate)(run.params, run.batch_stats, run.preprocess.normalize(images))
+
+
 def set_rule(workdir, images, **rule):
     """Makes the threshold that at which half of these images stop."""
     run, rule = runs.load(workdir), early_exit.Rule(**rule)
-    outputs = run.functions.evaluate(run.params, run.batch_stats, run.preprocess.normalize(images))
+    outputs = answers(run, images)
     rule = rule._replace(threshold=float(np.median(rule.confidence(outputs.preview_logits))))
     report = {"step": STEP, "early_termination": rule._asdict()}
     pathlib.Path(workdir, "evaluation.json").write_text(json.dumps(report))
@@ -116,18 +119,17 @@ def test_every_format_answers_as_jax_does(format, exported, workdir, files, pred
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", FORMATS)
-def test_other_criteria_and_paddings(format, make_run, tiny, files, images, tmp_path, predict):
+@pytest.mark.parametrize("rule", [{"criterion": "margin", "temperature": 1.5}, {"criterion": "entropy"}])
+def test_other_criteria_and_paddings(rule, make_run, tiny, files, images, tmp_path, predict):
     symmetric = {"network.padding": "symmetric", "preview.padding": "symmetric", "coefficients.shared": True}
     workdir = make_run(tiny(**symmetric), tmp_path / "run")
-    for rule in ({"criterion": "margin", "temperature": 1.5}, {"criterion": "entropy"}):
-        set_rule(workdir, images[:-1], **rule)
-        to = tmp_path / rule["criterion"]
-        flags = [f"--workdir={workdir}", f"--format={format}", f"--output={to}", f"--images={files}"]
+    set_rule(workdir, images[:-1], **rule)
+    expected, _ = predict(f"--workdir={workdir}", files)
+    assert len({row["stage"] for row in expected}) == 2
+    for format in ("saved_model", "stablehlo", *OPTIONAL):
+        flags = [f"--workdir={workdir}", f"--format={format}", f"--output={tmp_path / format}", f"--images={files}"]
         assert cli.main(["export", *flags]) == 0
-        rows, _ = predict(f"--export={to}", files)
-        expected, _ = predict(f"--workdir={workdir}", files)
-        assert len({row["stage"] for row in expected}) == 2
+        rows, _ = predict(f"--export={tmp_path / format}", files)
         for row, like in zip(rows, expected, strict=True):
             assert row | {"confidence": 0} == like | {"confidence": 0}
             assert row["confidence"] == pytest.approx(like["confidence"], rel=1e-3)
@@ -149,20 +151,23 @@ def test_what_model_json_says(format, exported, workdir, config):
     assert all(time > 0 for time in found["latency_ms"].values()) and sum(found["bytes"].values()) > 10_000
 
 
+@pytest.fixture(scope="module")
+def large(make_run, tiny, data_dir, tmp_path_factory):
+    """A run of a larger network."""
+    more = {"basis.num_bases": 34, "preview.head_features": 512, "network.head_features": 512}
+    return make_run(tiny(data_dir=data_dir, **more), tmp_path_factory.mktemp("large"))
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.slow
-def test_no_weight_is_stored_twice(format, make_run, tiny, data_dir, tmp_path):
+def test_no_weight_is_stored_twice(format, workdir, large, exported, tmp_path):
     """A file grows by four bytes for each further parameter of either stage."""
-    sizes, counts = [], []
-    for bases, features in ((2, 12), (34, 512)):
-        more = {"basis.num_bases": bases, "preview.head_features": features, "network.head_features": features}
-        config = tiny(data_dir=data_dir, **more)
-        workdir = make_run(config, tmp_path / f"{bases}")
-        counts.append(sum(leaf.size for leaf in jax.tree.leaves(runs.load(workdir).params)))
-        flags = [f"--workdir={workdir}", f"--format={format}", "--threshold=0.5", f"--output={tmp_path / f'to{bases}'}"]
-        assert cli.main(["export", *flags]) == 0
-        sizes.append(sum(manifest_of(tmp_path / f"to{bases}")["verification"]["bytes"].values()))
-    assert 4 * (counts[1] - counts[0]) == pytest.approx(sizes[1] - sizes[0], rel=0.03)
+    flags = [f"--workdir={large}", f"--format={format}", "--threshold=0.5", f"--output={tmp_path / 'new'}"]
+    assert cli.main(["export", *flags]) == 0
+    folders = tmp_path / "new", exported(f"--format={format}")
+    more, less = (sum(manifest_of(folder)["verification"]["bytes"].values()) for folder in folders)
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(runs.load(path).params)) for path in (large, workdir)]
+    assert 4 * (counts[0] - counts[1]) == pytest.approx(more - less, rel=0.03)
 
 
 @needs_extra
@@ -230,9 +235,8 @@ def test_any_number_of_images(format, exported, images):
 def test_safetensors_load_back_as_the_model(exported, workdir, images):
     folder = exported("--format=safetensors")
     model, run = basisnet_jax.load(str(folder)), runs.load(workdir)
-    given = run.preprocess.normalize(images)
-    expected = run.functions.evaluate(run.params, run.batch_stats, given)
-    np.testing.assert_array_equal(model(given).logits, expected.logits)
+    found = nnx.jit(lambda model, images: model(run.preprocess.normalize(images)).logits)(model, images)
+    np.testing.assert_array_equal(found, answers(run, images).logits)
     arrays = safetensors.numpy.load_file(folder / "weights.safetensors")
     assert "params/preview/classifier/kernel" in arrays
 
@@ -246,7 +250,7 @@ def test_models_of_one_stage(model, make_run, tiny, data_dir, files, tmp_path, p
         config.routing.units = layers
     workdir = make_run(config, tmp_path / "run")
     expected, _ = predict(f"--workdir={workdir}", files)
-    for format in ("stablehlo", *(["tflite", "onnx"] if importlib.util.find_spec("onnxruntime") else [])):
+    for format in ("stablehlo", *OPTIONAL):
         flags = [f"--workdir={workdir}", f"--format={format}", f"--output={tmp_path / format}", f"--images={files}"]
         assert cli.main(["export", *flags]) == 0
         rows, _ = predict(f"--export={tmp_path / format}", files)
@@ -278,11 +282,9 @@ def test_the_specialist_of_an_image_is_a_plain_network(workdir, files, images, t
     assert cli.main(["export", f"--workdir={workdir}", *flags]) == 0
     assert "mobilenet_v3_small" in capsys.readouterr().out
     plain, run = runs.load(str(tmp_path / "one")), runs.load(workdir)
-    given = run.preprocess.normalize(images[5:6])
-    expected = run.functions.evaluate(run.params, run.batch_stats, given).logits
-    found = plain.functions.evaluate(plain.params, plain.batch_stats, given).logits
+    expected, found = answers(run, images[5:6]).logits, answers(plain, images[5:6]).logits
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert not np.allclose(found, run.functions.evaluate(run.params, run.batch_stats, 0 * given).logits)
+    assert not np.allclose(found, answers(run, images[6:7]).logits)
 
 
 def test_the_specialist_of_a_class_is_that_of_its_mean_coefficients(workdir, config, tmp_path):
@@ -290,7 +292,7 @@ def test_the_specialist_of_a_class_is_that_of_its_mean_coefficients(workdir, con
     assert cli.main(["export", *flags, "--class=7"]) == 0
     run = runs.load(workdir)
     batch = next(pipeline.open(config).eval_batches("validation"))
-    outputs = run.functions.evaluate(run.params, run.batch_stats, preprocess.of(config).normalize(batch["image"]))
+    outputs = answers(run, batch["image"])
     mean = np.asarray(outputs.coefficients)[batch["label"] == 7].mean(axis=0)
     expected = nnx.to_pure_dict(nnx.state(basis.synthesize(run.model.specialist, mean), nnx.Param))
     assert np.ptp(np.asarray(outputs.coefficients), axis=0).max() > 0.1  # that of any other images is another

@@ -152,11 +152,15 @@ def test_the_heads_logits_move_at_one_speed_whatever_its_width(tiny):
 
     def moved(features, coefficient_rate):
         config = tiny(**{"preview.head_features": features, "optimizer.coefficient_rate": coefficient_rate})
-        functions = models.functional(models.create(config))
+        functions = models.abstract(models.create_abstract(config))
         tx = optimizer.create(config.optimizer, lambda step: 0.01, functions)
-        gradient = jax.tree.map(jnp.ones_like, functions.params)
-        updates, _ = tx.update(gradient, tx.init(functions.params), functions.params)
-        head = updates["coefficient_head"]
+
+        @jax.jit
+        def updates():
+            params, gradient = (jax.tree.map(like, functions.params) for like in (jnp.zeros_like, jnp.ones_like))
+            return tx.update(gradient, tx.init(params), params)[0]
+
+        head = updates()["coefficient_head"]
         return -float(head["kernel"].sum(axis=0)[0] + head["bias"][0])  # of a logit, where all features are 1
 
     narrow, wide = moved(8, 4.0), moved(64, 4.0)
