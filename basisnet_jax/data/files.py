@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from basisnet_jax.data import folder, listing, pipeline
+from basisnet_jax.data import folder, pipeline, walk
 from basisnet_jax.errors import UserError
 from basisnet_jax.preprocess import Preprocess
 
@@ -25,7 +25,7 @@ def list_files(inputs: list[str]) -> list[str]:
     listed = (listed_on_stdin() if given == "-" else [given] for given in inputs)
     paths = []
     for given in filter(None, itertools.chain.from_iterable(listed)):
-        found = listing.contents(pathlib.Path(given)) if os.path.isdir(given) else listing.Contents()
+        found = walk.contents(pathlib.Path(given)) if os.path.isdir(given) else walk.Contents()
         paths += [str(path) for path in sorted([*found.images, *found.bad])] or [given]
     return paths
 

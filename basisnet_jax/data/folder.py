@@ -39,7 +39,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, path: str, bad_images: str, **kwargs):
         if bad_images not in BAD_IMAGES:
             raise UserError(f"config.bad_images={bad_images!r}, expected one of {', '.join(BAD_IMAGES)}")
-        self.root = pathlib.Path(path).expanduser().resolve()
+        self.root = pathlib.Path(os.path.realpath(os.path.expanduser(path)))
         self.listing = listing.find(self.root, bad_images)
         self.bad_images = bad_images
         self.stats = self.listing.stats

@@ -8,14 +8,14 @@ classes or splits would have to be guessed. Whatever else is not used is counted
 """
 
 import collections
-import dataclasses
 import hashlib
 import os
 import pathlib
-import stat
+from collections.abc import Collection
 from typing import NamedTuple
 
 from basisnet_jax.data.digests import Stat, name_in
+from basisnet_jax.data.walk import SUFFIXES, Contents, contents, flat_images, names_in, scan
 from basisnet_jax.errors import UserError, one_line
 
 SPLITS = {
@@ -23,21 +23,11 @@ SPLITS = {
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 CARVED = {"validation": 0.1, "test": 0.1}  # of the images of train, for a split that the folder does not have
 SKIP = "or set config.bad_images=skip"
 FEW = 5  # names that a line tells
 
 Files = dict[str, list[tuple[str, pathlib.Path]]]  # by split: (class, file)
-
-
-@dataclasses.dataclass
-class Contents:
-    """What was found in a folder, by path, in the order of the names."""
-
-    images: dict[pathlib.Path, Stat] = dataclasses.field(default_factory=dict)
-    bad: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)  # what cannot be listed, and why
-    ignored: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)  # what is left out, and why
 
 
 class Listing(NamedTuple):
@@ -51,9 +41,12 @@ class Listing(NamedTuple):
     bad: dict[str, str]  # name: why it cannot be listed
     ignored: dict[str, list[str]]  # why: names
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """{split: {class: images}}."""
-        return {split: dict(collections.Counter(label for label, _ in pairs)) for split, pairs in self.files.items()}
+    def counts(self, skipped: Collection[str] = ()) -> dict[str, dict[str, int]]:
+        """{split: {class: images}}, but for the images of these names."""
+        return {
+            split: dict(collections.Counter(label for label, file in pairs if name_in(self.root, file) not in skipped))
+            for split, pairs in self.files.items()
+        }
 
 
 def find(root: pathlib.Path, bad_images: str) -> Listing:
@@ -66,8 +59,13 @@ def find(root: pathlib.Path, bad_images: str) -> Listing:
     Raises:
       UserError: it is no folder; something in it cannot be read; or what its classes are, cannot be known or trained.
     """
+    try:
+        os.stat(root)
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"dataset folder {str(root)!r} {reason}") from error
     if not root.is_dir():
-        raise UserError(f"dataset folder {str(root)!r} {'is no folder' if root.exists() else 'does not exist'}")
+        raise UserError(f"dataset folder {str(root)!r} is no folder")
     found = Contents()
     tops = split_folders(root, found)
     by_split = {split: class_folders(top, found) for split, top in tops.items()}
@@ -88,8 +86,8 @@ def find(root: pathlib.Path, bad_images: str) -> Listing:
     files = {name: files[name] for name in dict.fromkeys(SPLITS.values())}
     check_trained(root, files, carved)
     ignored = collections.defaultdict(list)
-    for contents in (found, *(inside for classes in by_split.values() for inside in classes.values())):
-        for path, reason in contents.ignored.items():
+    for part in (found, *(inside for classes in by_split.values() for inside in classes.values())):
+        for path, reason in part.ignored.items():
             ignored[reason].append(name_in(root, path))
     ignored = {reason: sorted(names) for reason, names in sorted(ignored.items())}
     bad = {name_in(root, path): reason for path, reason in sorted(found.bad.items())}
@@ -144,88 +142,14 @@ def outside(top: pathlib.Path, found: Contents) -> None:
     found.images.clear()
 
 
-def contents(folder: pathlib.Path) -> Contents:
-    """All images in a folder and the folders in it, also behind links."""
-    found = Contents()
-
-    def walk(folder, above):
-        inside = Contents()
-        folders, above = scan(folder, inside), above | {identity(folder)}
-        found.bad.update(inside.bad)
-        found.ignored.update(inside.ignored)
-        for path in sorted([*folders, *inside.images], key=lambda path: path.name):
-            if path in inside.images:
-                found.images[path] = inside.images[path]
-            elif identity(path) in above:
-                found.ignored[path] = "links to a folder that they are in"
-            else:
-                walk(path, above)
-
-    walk(folder, {identity(path) for path in folder.absolute().parents})
-    return found
-
-
-def identity(path: pathlib.Path) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def scan(folder: pathlib.Path, found: Contents) -> list[pathlib.Path]:
-    """The folders right in a folder, by name. Files, and what is left out, go to `found`."""
-    try:
-        with os.scandir(folder) as scanned:
-            entries = sorted(scanned, key=lambda entry: entry.name)
-    except OSError as error:
-        found.bad[folder] = error.strerror
-        return []
-    folders = []
-    for entry in entries:
-        path = folder / entry.name
-        suffix = path.suffix.lower()
-        if entry.name.startswith("."):
-            found.ignored[path] = "hidden"
-            continue
-        try:
-            if entry.is_dir():
-                entry.stat()  # fails where it may be listed, but not entered
-                folders.append(path)
-            elif suffix not in SUFFIXES and (suffix or not entry.is_symlink()):
-                found.ignored[path] = f"files {suffix or 'without suffix'}"
-            else:
-                listed = entry.stat()
-                if not stat.S_ISREG(listed.st_mode):
-                    found.ignored[path] = "pipes and devices"
-                elif suffix in SUFFIXES:
-                    found.images[path] = Stat(listed.st_size, listed.st_mtime_ns)
-                else:
-                    found.ignored[path] = "files without suffix"
-        except OSError as error:
-            dangling = entry.is_symlink() and isinstance(error, FileNotFoundError)
-            found.bad[path] = f"a link to {os.readlink(path)}, which is not there" if dangling else error.strerror
-    return folders
-
-
-def names_in(folder: pathlib.Path) -> list[str]:
-    """Of the folders right in a folder."""
-    return [path.name for path in scan(folder, Contents())]
-
-
-def flat_images(folder: pathlib.Path) -> bool:
-    """Whether there are images right in a folder."""
-    found = Contents()
-    scan(folder, found)
-    return bool(found.images)
-
-
 def no_class_folders(folder: pathlib.Path) -> UserError:
     return UserError(f"{folder} holds images, but no class folders; expected {folder}/CLASS/IMAGE")
 
 
 def check_readable(by_split: dict[str, dict[str, Contents]], found: Contents, bad_images: str) -> None:
     """Gathers in `found` what cannot be listed, and refuses it; a class that is lost is not skipped either."""
-    lost = next(
-        (path for path in found.bad if path.suffix.lower() not in SUFFIXES), None
-    )  # as a link to a class folder
+    # Beside the class folders, what is not called as an image was one: a link to a class that is gone.
+    lost = next((path for path in found.bad if path.suffix.lower() not in SUFFIXES), None)
     for classes in by_split.values():
         for inside in classes.values():
             found.bad.update(inside.bad)
@@ -240,7 +164,7 @@ def check_readable(by_split: dict[str, dict[str, Contents]], found: Contents, ba
 def check_classes(root, tops, by_split, files, found) -> None:
     """Refuses folders whose folders are no classes, or whose classes cannot be kept by their names."""
     top = tops["train"]
-    for name in sorted({name for classes in by_split.values() for name in classes}):
+    for name in sorted({name for pairs in files.values() for name in classes_of(pairs)}):
         if name != name.strip() or "\n" in name or "\r" in name or not is_utf8(name):
             raise UserError(
                 f"class folder {name!r} in {root}: expected a UTF-8 name without line breaks or outer spaces"
@@ -304,16 +228,15 @@ def summary(listing: Listing, name: str) -> str:
     """What is trained on, and what is left out and why, on a few lines."""
     classes = len(listing.classes)
     lines = [f"{name}: {classes} classes ({few(listing.classes)}), {len(listing.stats)} images"]
-    counts = listing.counts()
-    for split, labels in counts.items():
+    for split, labels in listing.counts().items():
         most, least = max(labels, key=labels.get), min(labels, key=labels.get)
-        sizes = (
-            f"{labels[least]} ({least}) to {labels[most]} ({most})" if labels[least] < labels[most] else labels[most]
-        )
+        sizes = f"{labels[most]}"
+        if labels[least] < labels[most]:
+            sizes = f"{labels[least]} ({least}) to {labels[most]} ({most})"
         carved = ", carved out of train" if split in listing.carved else ""
-        lines.append(f"  {split:10}  {sum(labels.values())} images of {len(labels)} classes, {sizes} a class{carved}")
-    if alone := [label for label in listing.classes if sum(label in labels for labels in counts.values()) == 1]:
-        lines.append(f"  only in train: {few(alone)}")
+        missing = [label for label in listing.classes if label not in labels]
+        without = f"; none of {few(missing)}" if missing else ""
+        lines.append(f"  {split:10}  {sum(labels.values())} images, {sizes} a class{carved}{without}")
     lines += [f"  left out, {reason}: {len(names)} ({few(names)})" for reason, names in listing.ignored.items()]
     lines += [f"  skipped: {path} cannot be read ({reason})" for path, reason in listing.bad.items()]
     return "\n".join(map(one_line, lines))

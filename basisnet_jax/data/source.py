@@ -115,7 +115,7 @@ class Source:
             "classes": self.classes,
         }
         if self.folder:
-            record["images"] = self.folder.listing.counts()
+            record["images"] = self.folder.listing.counts(self.skipped)
             record["ignored"] = self.folder.listing.ignored
             record["skipped"] = self.skipped
             record["files"] = {name: [*stat, self.digests[name]] for name, stat in self.folder.stats.items()}

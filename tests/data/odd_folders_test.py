@@ -74,6 +74,10 @@ def held_out_only(root):
 REFUSED = {
     "no folder": (lambda root: root / "nothing", "nothing' does not exist"),
     "a file": (lambda root: put(root, "a.jpg") / "a.jpg", "a.jpg' is no folder"),
+    "a link to itself as the folder": (
+        lambda root: link(root, "x", "x") or root / "x",
+        "/x' cannot be read (Too many levels of symbolic links)",
+    ),
     "an empty folder": (lambda root: None, "holds no class folders with images (.bmp"),
     "images without classes": (lambda root: put(root, "1.jpg", "2.jpg"), "holds images, but no class folders"),
     "hidden classes": (lambda root: put(root, ".cat/", ".dog/"), "holds no class folders with images"),
@@ -337,7 +341,8 @@ def test_skipped(name, train, tmp_path):
         assert told(lines)[0] == f"basisnet: skipped in folder:{root}, what cannot be read: 1 (cat/x.jpg)"
     source = Source(f"folder:{root}", str(tmp_path / "data"), "skip")
     assert list(source.skipped) == ["cat/x.jpg"] and reason in source.record()["skipped"]["cat/x.jpg"]
-    assert sum(source.splits.values()) == 2 * MANY
+    images = {split: sum(labels.values()) for split, labels in source.record()["images"].items()}
+    assert images == source.splits and sum(images.values()) == 2 * MANY
     assert train(root)[0] == 2
 
 
@@ -398,10 +403,9 @@ def test_what_is_printed_and_recorded(train, tmp_path):
     _, out, _ = train(root)
     assert out.splitlines() == [
         f"folder:{root}: 3 classes (cat, dog, eel), 22 images",
-        "  train       10 images of 3 classes, 3 (cat) to 4 (eel) a class",
-        "  validation  6 images of 2 classes, 3 a class",
-        "  test        6 images of 2 classes, 3 a class",
-        "  only in train: eel",
+        "  train       10 images, 3 (cat) to 4 (eel) a class",
+        "  validation  6 images, 3 a class; none of eel",
+        "  test        6 images, 3 a class; none of eel",
         "  left out, files .txt: 1 (train/eel/notes.txt)",
     ]
     record = Source(f"folder:{root}", str(tmp_path / "data"), "stop").record()
