@@ -23,7 +23,7 @@ import absl.flags
 from absl import logging
 
 from basisnet_jax import flags, parsing
-from basisnet_jax.errors import LostProcess, Unfinished, UserError
+from basisnet_jax.errors import LostProcess, Unfinished, UserError, one_line
 
 
 def train(given: Namespace) -> None:
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         run(argv)
         return 0
     except (UserError, LostProcess, Unfinished) as error:
-        print(f"basisnet: {error}", file=sys.stderr)
+        print(f"basisnet: {one_line(str(error))}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,3 +11,14 @@ class Unfinished(Exception):
 
 class LostProcess(Exception):
     """Another process of this run is gone: exit code 1."""
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks as `\\n`, and with bytes of file names that are no UTF-8 as `\\udcXX`.
+
+    Example:
+      >>> print(one_line("a\\nb"))
+      a\\nb
+    """
+    lines = "\\n".join(text.splitlines())
+    return lines.encode("utf-8", "backslashreplace").decode()

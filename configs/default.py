@@ -25,7 +25,7 @@ def get_config(arg=""):
     # Data: "digits", any TFDS image classification set, or "folder:/path" with a folder of images for every class.
     # Splits in TFDS's syntax; nothing is ever tuned on test.
     config.dataset = "digits"
-    config.bad_images = "stop"  # at a file of a folder that is no readable image; or "skip" it and name it
+    config.bad_images = "stop"  # at a file of a folder that cannot be read or decoded; or "skip" it and name it
     config.data_dir = ""  # "": where TFDS keeps its data sets
     config.train_split = "train"
     config.validation_split = "validation"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from basisnet_jax.data import folder, pipeline
+from basisnet_jax.data import folder, pipeline, walk
 from basisnet_jax.errors import UserError
 from basisnet_jax.preprocess import Preprocess
 
@@ -18,13 +18,21 @@ READ_AHEAD = 128  # images
 
 
 def list_files(inputs: list[str]) -> list[str]:
-    """The inputs with "-" as what stdin lists, and folders as their image files; one without any stays, to be told."""
-    listed = (sys.stdin.read().splitlines() if given == "-" else [given] for given in inputs)
+    """The inputs with "-" as what stdin lists, and folders as their image files.
+
+    What cannot be read stays, and so does a folder without images: `read` says what is wrong with it.
+    """
+    listed = (listed_on_stdin() if given == "-" else [given] for given in inputs)
     paths = []
     for given in filter(None, itertools.chain.from_iterable(listed)):
-        files = folder.image_files(pathlib.Path(given)) if os.path.isdir(given) else []
-        paths += map(str, files) if files else [given]
+        found = walk.contents(pathlib.Path(given)) if os.path.isdir(given) else walk.Contents()
+        paths += [str(path) for path in sorted([*found.images, *found.bad])] or [given]
     return paths
+
+
+def listed_on_stdin() -> list[str]:
+    """The lines, as bytes: a file's name may be no UTF-8."""
+    return [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()] if sys.stdin else []
 
 
 def read(seen: Preprocess, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception]]:
@@ -32,6 +40,9 @@ def read(seen: Preprocess, paths: list[str]) -> Iterator[tuple[str, np.ndarray |
 
     def read_one(path):
         try:
+            if os.path.isdir(path):
+                os.listdir(path)  # raises what keeps it from being listed, if that is why it stands here
+                raise ValueError("a folder without images")
             return path, pipeline.evaluation_image(seen, folder.encode(pathlib.Path(path)))
         except UserError:
             raise

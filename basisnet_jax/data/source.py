@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 import basisnet_jax.data.digits
 import basisnet_jax.data.glyphs  # noqa: F401  (both register their names with TFDS)
-from basisnet_jax.data import folder
+from basisnet_jax.data import digests, folder, listing
 from basisnet_jax.errors import UserError
 
 
@@ -78,7 +78,7 @@ class Source:
         """What identifies the examples: of TFDS the full name, version included, and how many there are; of a folder a
         SHA-256 over the names, sizes and contents of its files."""
         if self.folder:
-            return folder.list_digest(self.folder.stats, self.digests)
+            return digests.list_digest(self.folder.stats, self.digests)
         return f"{self.builder.info.full_name} {self.splits}"
 
     @property
@@ -89,7 +89,22 @@ class Source:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """Of a folder's files, by name; kept beside what is prepared, since making them reads every file."""
-        return folder.kept_digests(self.folder, self.builder.data_path)
+        return digests.kept(self.folder.root, self.folder.stats, self.builder.data_path)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Of a folder, what cannot be read and was skipped: why, by name."""
+        return {**self.folder.listing.bad, **(self.builder.info.metadata or {}).get("skipped", {})}
+
+    def told_skipped(self) -> str | None:
+        """The skipped files of a folder in a line, or None: only preparing, which may be long ago, names each."""
+        if not self.folder or not self.skipped:
+            return None
+        return f"skipped in {self.name}, what cannot be read: {len(self.skipped)} ({listing.few([*self.skipped])})"
+
+    def summary(self) -> str:
+        """Of a folder, what is in it and what is not used, on a few lines."""
+        return listing.summary(self.folder.listing, self.name)
 
     def record(self) -> dict:
         """What the examples are, as plain data: `data.json` of a run. A file has its size, time and digest."""
@@ -100,6 +115,9 @@ class Source:
             "classes": self.classes,
         }
         if self.folder:
+            record["images"] = self.folder.listing.counts(self.skipped)
+            record["ignored"] = self.folder.listing.ignored
+            record["skipped"] = self.skipped
             record["files"] = {name: [*stat, self.digests[name]] for name, stat in self.folder.stats.items()}
         return record
 

@@ -13,7 +13,7 @@ import numpy as np
 from basisnet_jax import export as exports
 from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Answers, Rule
-from basisnet_jax.errors import UserError
+from basisnet_jax.errors import UserError, one_line
 from basisnet_jax.inference import predictions
 from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import runs
@@ -45,7 +45,7 @@ def predict_files(
         `basisnet calibrate` found for this step or, where it never ran, the one that evaluated it.
       export: a folder that `basisnet export` wrote, whose files answer in place of a run's model; workdir is None then,
         and a threshold is one of the criterion that was exported.
-      form: "table", "json" (an object a line) or "csv".
+      form: "table", "json" (an object a line) or "csv". Bytes of a file's name that are no UTF-8 become \\udcXX.
 
     Raises:
       UserError: there are no images, no such run or checkpoint; or, after all others were answered and each of them was
@@ -73,7 +73,7 @@ def predict_files(
             return predictions.answers(run.model, batches, rule, size, predictions.normalizer(seen))
 
         answer = make_answer(answers, costs)
-    show = printer(form, width=max(map(len, ("file", *paths))))
+    show = printer(form, width=max(len(one_line(path)) for path in ("file", *paths)))
     waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read
 
     def batches():
@@ -81,7 +81,7 @@ def predict_files(
         images = []
         for path, image in reads:
             if isinstance(image, Exception):
-                print(f"basisnet: {folder.unreadable(path, image)}", file=sys.stderr)
+                print(f"basisnet: {one_line(folder.unreadable(path, image))}", file=sys.stderr)
                 unread += 1
                 continue
             waiting.append(path)
@@ -137,11 +137,11 @@ def printer(form: str, width: int) -> Callable[[dict], None]:
     if form == "csv":
         writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
         writer.writeheader()
-        return writer.writerow
+        return lambda row: writer.writerow({**row, "file": row["file"].encode("utf-8", "backslashreplace").decode()})
 
     def show(row):
         numbers = f"{row['confidence']:>10.4f}  {row['stage']:<10}  {row['madds'] / 1e6:>7.2f}M"
-        print(f"{row['file']:<{width}}  {numbers}  {row['label']}", flush=True)
+        print(f"{one_line(row['file']):<{width}}  {numbers}  {row['label']}", flush=True)
 
     print(f"{'file':<{width}}  confidence  {'stage':<10}  {'MAdds':>8}  label")
     return show

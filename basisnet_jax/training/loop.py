@@ -43,10 +43,13 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
         loss diverged.
     """
     source = Source.find(config)
+    if source.folder and jax.process_index() == 0:
+        print(source.summary(), flush=True)
     new_data = data_record.check(source, workdir, changed_data)
     config = source.completed(config)
     runs.check(config, workdir)
     data = pipeline.open(config, source)
+    data_record.say(source.told_skipped())
     mesh = partition.create_mesh(config.batch_size, config.fsdp)
     steps_per_epoch = data.steps_per_epoch()
     for split in filter(None, (config.validation_split, config.test_split, config.train_eval_split)):
@@ -57,6 +60,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
     if checkpoint.newest(workdir) is None:
         functions = initial_weights.initialized(config, functions)
     teacher = distillation.load(config)
+    if teacher:
+        data_record.check_classes(source, config.distillation.teacher)
     teacher_runs = teacher is not None and not config.distillation.cache
     built = build_step(config, functions, steps_per_epoch, mesh, teacher.logits if teacher_runs else None)
     # Only now: a config with a mistake in it must not keep the workdir.

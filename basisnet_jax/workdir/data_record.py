@@ -1,7 +1,8 @@
 """`data.json` of a run: what its examples are, and whether they are still the same.
 
 {"dataset", "fingerprint", "splits": {name: count}, "classes": [...]}, and for a folder of images
-"files": {name: [size, time in ns, digest]}. Runs of earlier commits have none, and nothing is said of their data.
+"files": {name: [size, time in ns, digest]}, "images": {split: {class: count}}, "ignored": {why: [names]} and
+"skipped": {name: why}. Runs of earlier commits have none: of a folder's classes their `classes.json` tells what it can.
 """
 
 import json
@@ -11,9 +12,9 @@ import sys
 import jax
 import ml_collections
 
-from basisnet_jax.data import folder, pipeline
+from basisnet_jax.data import digests, imagenet, pipeline
 from basisnet_jax.data.source import Source
-from basisnet_jax.errors import UserError
+from basisnet_jax.errors import UserError, one_line
 from basisnet_jax.workdir import files, runs
 
 
@@ -24,11 +25,8 @@ def opened(config: ml_collections.ConfigDict, workdir: str) -> pipeline.Dataset:
       UserError: the classes are not those of the run; or as `pipeline.open`.
     """
     source = Source.find(config)
-    if recorded := read(workdir):
-        check_classes(source, recorded, workdir)
-        told = changed(source, recorded, workdir)
-        if told and jax.process_index() == 0:
-            print(f"basisnet: {told}", file=sys.stderr)
+    if recorded := check_classes(source, workdir):
+        say(changed(source, recorded, workdir))
     return pipeline.open(config, source)
 
 
@@ -39,10 +37,11 @@ def check(source: Source, workdir: str, changed_data: bool) -> bool:
     """
     if not os.path.exists(os.path.join(workdir, "config.json")):
         return True
-    recorded = read(workdir)
-    if recorded is None or runs.load_config(workdir).dataset != source.name:
+    if runs.load_config(workdir).dataset != source.name:
         return False
-    check_classes(source, recorded, workdir)
+    recorded = check_classes(source, workdir)
+    if recorded is None:  # of an earlier commit: what there is now is what later lives are compared with
+        return True
     told = changed(source, recorded, workdir)
     if told and not changed_data:
         raise UserError(f"{told}; use another --workdir, or go on with --changed_data")
@@ -72,10 +71,16 @@ def write(source: Source, workdir: str) -> None:
             files.write_json(os.path.join(workdir, "data.json"), source.record(), indent=None)
 
 
-def check_classes(source: Source, recorded: dict, workdir: str) -> None:
-    ours, theirs = source.classes, recorded["classes"]
+def check_classes(source: Source, workdir: str) -> dict | None:
+    """Refuses data whose classes are not those of the run in `workdir`; what the run has recorded, or None.
+
+    The names in `classes.json` are for display, and a user may edit them: they count only where nothing else is known.
+    """
+    recorded = read(workdir)
+    ours = source.classes
+    theirs = recorded["classes"] if recorded else displayed_classes(source, workdir)
     if ours == theirs:
-        return
+        return recorded
     if len(ours) != len(theirs):
         given, expected = f"{len(ours)} classes", f"{len(theirs)}"
     else:
@@ -84,10 +89,30 @@ def check_classes(source: Source, recorded: dict, workdir: str) -> None:
     raise UserError(f"{source.name} has {given}, expected {expected}, with which the run in {workdir} began")
 
 
+def displayed_classes(source: Source, workdir: str) -> list[str]:
+    """For a run without a record: the names in its `classes.json` if one of them now has another label, else ours."""
+    ours, number = source.classes, runs.load_config(workdir).num_classes
+    if not source.folder or (number == len(ours) and not os.path.exists(os.path.join(workdir, "classes.json"))):
+        return ours
+    theirs, shown = runs.load_classes(workdir, number), imagenet.readable(ours)
+    if number != len(ours) or any(name in shown and name != shown[i] for i, name in enumerate(theirs)):
+        return theirs
+    label = next((i for i in range(number) if shown[i] != theirs[i]), None)
+    if label is not None:
+        names = f"label {label} is {theirs[label]!r} in its classes.json and {ours[label]!r} in the data"
+        say(f"{workdir} is of an earlier commit and has no record of its classes; {names}")
+    return ours
+
+
+def say(told: str | None) -> None:
+    if told and jax.process_index() == 0:
+        print(f"basisnet: {one_line(told)}", file=sys.stderr)
+
+
 def changed(source: Source, recorded: dict, workdir: str) -> str | None:
     """How the examples differ from those that were recorded, in words; None: they do not."""
     if source.folder and "files" in recorded:
-        kinds = folder.changes(source.folder, recorded["files"])._asdict()
+        kinds = digests.changes(source.folder.root, source.folder.stats, recorded["files"])._asdict()
         parts = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items() if names]
         return f"{source.name} has changed since the run in {workdir} began: {', '.join(parts)}" if parts else None
     if source.fingerprint == recorded["fingerprint"]:

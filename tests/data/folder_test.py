@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from basisnet_jax import cli, parsing
-from basisnet_jax.data import folder, pipeline
+from basisnet_jax.data import digests, folder, listing, pipeline
 from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
 from basisnet_jax.workdir import data_record, runs
@@ -36,23 +36,22 @@ def decoded(path):
 
 def test_missing_splits_are_carved_and_stay_as_they_are(tmp_path):
     root = fill(tmp_path / "images", each=100)
-    files = folder.find_files(root)
+    files = listing.find(root, "stop").files
     everything = [path for pairs in files.values() for _, path in pairs]
     assert len(everything) == len(set(everything)) == 200
     assert 8 <= len(files["validation"]) <= 35
     assert 8 <= len(files["test"]) <= 35
     before = {split: set(pairs) for split, pairs in files.items()}
     picture().save(root / "cat" / "new.png")
-    after = folder.find_files(root)
-    assert all(before[split] <= set(after[split]) for split in before)
-    stats = folder.stat_files(root, after)
-    assert folder.fingerprint(root, files, stats) != folder.fingerprint(root, after, stats)
+    after = listing.find(root, "stop")
+    assert all(before[split] <= set(after.files[split]) for split in before)
+    assert digests.fingerprint(root, files, after.stats) != digests.fingerprint(root, after.files, after.stats)
 
 
 def test_named_splits_are_used(tmp_path):
     for split in ("train", "val", "test"):
         fill(tmp_path / split, each=3)
-    files = folder.find_files(tmp_path)
+    files = listing.find(tmp_path, "stop").files
     assert {split: len(pairs) for split, pairs in files.items()} == {"train": 6, "validation": 6, "test": 6}
 
 
@@ -123,9 +122,9 @@ def test_batches_of_a_folder(tmp_path, tiny):
 
 def test_mistakes(tmp_path, tiny):
     with pytest.raises(UserError, match="does not exist"):
-        folder.find_files(tmp_path / "nothing")
+        listing.find(tmp_path / "nothing", "stop")
     with pytest.raises(UserError, match="no class folders"):
-        folder.find_files(tmp_path)
+        listing.find(tmp_path, "stop")
     root = fill(tmp_path / "images")
     config = tiny(dataset=f"folder:{root}", data_dir=str(tmp_path / "data"), num_classes=10)
     with pytest.raises(UserError, match="num_classes is 10, but .* has 2"):
@@ -137,8 +136,8 @@ def test_mistakes(tmp_path, tiny):
 @pytest.fixture
 def listings(monkeypatch):
     """How often a folder was listed: a list that grows."""
-    calls, original = [], folder.find_files
-    monkeypatch.setattr(folder, "find_files", lambda root: calls.append(root) or original(root))
+    calls, original = [], listing.find
+    monkeypatch.setattr(listing, "find", lambda *args: calls.append(args) or original(*args))
     return calls
 
 
@@ -198,12 +197,12 @@ def test_what_a_run_records(begun, tmp_path):
     assert sum(record["splits"].values()) == len(record["files"]) == 60
     path = tmp_path / "images" / "cat" / "3.jpg"
     size, mtime, digest = record["files"]["cat/3.jpg"]
-    assert (size, mtime, digest) == (*folder.stat_of(path), folder.digest_of(path))
+    assert (size, mtime, digest) == (*digests.stat_of(path), digests.digest_of(path))
     # A copy of the folder is the same data, whenever it was made; what was prepared of it may be another file.
     copy = shutil.copytree(tmp_path / "images", tmp_path / "copy" / "images", copy_function=shutil.copyfile)
     other = Source(f"folder:{copy}", str(tmp_path / "data"), "stop")
     assert other.fingerprint == record["fingerprint"]
-    assert folder.changes(other.folder, record["files"]) == ([], [], [])
+    assert digests.changes(other.folder.root, other.folder.stats, record["files"]) == ([], [], [])
     replaced(copy)
     assert Source(f"folder:{copy}", str(tmp_path / "data"), "stop").fingerprint != record["fingerprint"]
 
@@ -252,12 +251,21 @@ def test_what_does_not_matter(begun, tmp_path):
     for change in CHANGES:
         change(root)
     pathlib.Path(workdir, "data.json").unlink()
-    assert not data_record.check(Source.find(config), workdir, changed_data=False)
+    assert data_record.check(Source.find(config), workdir, changed_data=False)  # goes on, and from now on has a record
 
 
-def test_other_classes_are_refused(begun, tmp_path, capsys):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_other_classes_are_refused(begun, tmp_path, capsys, recorded):
+    """Also in a workdir of an earlier commit, which has the names of the classes in `classes.json` alone."""
+    workdir = tmp_path / "run"
+    runs.write_classes(str(workdir), ["cat", "dog"])
+    if not recorded:
+        (workdir / "data.json").unlink()
+    for name in ("evaluation.json", "early_exit.json", "report.html"):
+        (workdir / name).write_text("kept")
     (tmp_path / "images" / "cat").rename(tmp_path / "images" / "kitten")
     expected = f"has class 'dog' as label 0, expected 'cat', with which the run in {tmp_path}/run began"
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     for verb, *argv in (
         ("evaluate", "--threshold=0.5"),
         ("calibrate", "--max_drop=0.01"),
@@ -269,10 +277,37 @@ def test_other_classes_are_refused(begun, tmp_path, capsys):
         assert begun(verb, *argv) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert expected in line, verb
+    assert before == {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    assert not (tmp_path / "export").exists()
     shutil.copytree(tmp_path / "images" / "kitten", tmp_path / "images" / "cat")
     assert begun("train") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert f"/images has 3 classes, expected 2, with which the run in {tmp_path}/run began" in line
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_names_for_display_may_be_edited(begun, tmp_path, capsys, recorded):
+    """Without a record nobody knows whether a name was edited or a class replaced: a line says so."""
+    workdir = tmp_path / "run"
+    runs.write_classes(str(workdir), ["a cat", "the dog"])
+    if not recorded:
+        (workdir / "data.json").unlink()
+    source = Source.find(runs.load_config(str(workdir)))
+    data_record.check_classes(source, str(workdir))
+    lines = capsys.readouterr().err.splitlines()
+    told = "has no record of its classes; label 0 is 'a cat' in its classes.json and 'cat' in the data"
+    assert [told in line for line in lines] == [True] * (not recorded)
+    (workdir / "classes.json").unlink()
+    data_record.check_classes(source, str(workdir))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_teacher_of_other_classes_is_refused(begun, config_file, tmp_path, capsys):
+    shutil.move(tmp_path / "run", tmp_path / "teacher")
+    (tmp_path / "images" / "cat").rename(tmp_path / "images" / "kitten")
+    assert begun("train", f"--config.distillation.teacher={tmp_path}/teacher") == 2
+    assert "expected 'cat', with which the run in" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """`basisnet predict`: what evaluation would answer, by the stage that the threshold says, at that stage's cost."""
 
 import csv
+import errno
 import io
 import json
+import os
 import pathlib
 
 import jax
@@ -186,19 +188,109 @@ def test_answers_in_the_order_of_the_input_whatever_the_batches(predict, digits,
     assert [row["madds"] for row in rows] == [cost[row["stage"]] for row in rows]
 
 
+def stdin(content):
+    return io.TextIOWrapper(io.BytesIO(content))
+
+
 def test_folders_and_a_list_on_stdin(predict, workdir, digits, tmp_path, monkeypatch):
     paths, _ = digits
     (tmp_path / "a").mkdir()
     for name in ("b.png", "a/z.PNG", ".hidden.png", "notes.txt"):
         (tmp_path / name).write_bytes(pathlib.Path(paths[0]).read_bytes())
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{paths[1]}\n\n{tmp_path}\n"))
+    monkeypatch.setattr("sys.stdin", stdin(f"{paths[1]}\n\n{tmp_path}\n".encode()))
     rows, _ = predict(workdir, paths[2], "-", paths[0])
     inside = [str(tmp_path / name) for name in ("a/z.PNG", "b.png")]
     assert [row["file"] for row in rows] == [paths[2], paths[1], *inside, paths[0]]
     assert len({(row["label"], round(row["confidence"], 5)) for row in rows[2:]}) == 1  # the same image thrice
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", stdin(b""))
     rows, err = predict(workdir, "-", code=2)
     assert rows == [] and len(err) == 1 and "no images" in err[0]
+
+
+ODD_NAME = os.fsdecode(b"caf\xe9.png")  # no UTF-8
+
+
+@pytest.mark.parametrize("how", ["argument", "folder", "stdin"])
+def test_a_name_that_is_no_utf8(predict, static_workdir, digits, tmp_path, monkeypatch, capsys, how):
+    path = tmp_path / ODD_NAME
+    path.write_bytes(pathlib.Path(digits[0][0]).read_bytes())
+    argument = {"argument": str(path), "folder": str(tmp_path), "stdin": "-"}[how]
+
+    def given():
+        monkeypatch.setattr("sys.stdin", stdin(os.fsencode(path) + b"\n"))
+        return argument
+
+    [expected], _ = predict(static_workdir, digits[0][0])
+    [row], _ = predict(static_workdir, given())
+    assert row == {**expected, "file": str(path)}  # of JSON the name is exact
+    shown = rf"{tmp_path}/caf\udce9.png"
+    for argv in (["--csv"], []):
+        assert cli.main(["predict", f"--workdir={static_workdir}", *argv, given()]) == 0
+        out, err = capsys.readouterr()
+        assert out.splitlines()[1].startswith(shown) and err == ""
+    path.write_bytes(b"no image")
+    rows, err = predict(static_workdir, given(), digits[0][0], code=2)
+    assert [row["file"] for row in rows] == [digits[0][0]]
+    assert err[-2] == f"basisnet: {shown} is no readable image (of no known format)"
+
+
+def broken_jpeg(path):
+    """Pillow reads it, TensorFlow does not."""
+    photo = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
+    PIL.Image.fromarray(photo).save(path, quality=95)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+
+
+BAD = {
+    "a link to nothing": (lambda path: path.symlink_to("gone"), "No such file or directory"),
+    "a link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    "an empty folder": (lambda path: path.mkdir(), "a folder without images"),
+    "zeros in a JPEG": (broken_jpeg, "jpeg::Uncompress failed. Invalid JPEG data or crop window."),
+    "no image": (lambda path: path.write_bytes(b"no image"), "of no known format"),
+    "nothing": (lambda path: None, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_no_file_is_lost_behind_a_bad_one(predict, workdir, digits, tmp_path, how):
+    paths, _ = digits
+    make, reason = BAD[how]
+    bad = tmp_path / "a\nb.jpg"
+    make(bad)
+    rows, err = predict(workdir, paths[0], bad, *paths[1:], code=2)
+    assert [row["file"] for row in rows] == paths
+    assert err[-2:] == [
+        rf"basisnet: {tmp_path}/a\nb.jpg is no readable image ({reason})",
+        f"basisnet: 1 of {len(paths) + 1} files could not be read",
+    ]
+
+
+def test_folders_that_may_not_be_listed_and_links(predict, workdir, digits, tmp_path, monkeypatch):
+    content = pathlib.Path(digits[0][0]).read_bytes()
+    for name in ("in/a/1.png", "in/b/2.png", "in/z.png", "beside/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "in" / "more").symlink_to("../beside")
+    (tmp_path / "in" / "up").symlink_to("..")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+
+    def denying(function):
+        def denied(path="."):
+            if str(path).endswith("/in/b"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return function(path)
+
+        return denied
+
+    for name in ("scandir", "listdir"):  # root, who may run this, may list all
+        monkeypatch.setattr(os, name, denying(getattr(os, name)))
+    rows, err = predict(workdir, tmp_path / "in", code=2)
+    assert [row["file"] for row in rows] == [f"{tmp_path}/in/{name}" for name in ("a/1.png", "more/3.png", "z.png")]
+    assert err[-2:] == [
+        f"basisnet: {tmp_path}/in/b is no readable image (Permission denied)",
+        "basisnet: 1 of 4 files could not be read",
+    ]
 
 
 def test_a_single_image_runs_as_a_plain_network(predict, workdir, digits, monkeypatch):
