@@ -2,7 +2,16 @@
 
 
 class UserError(Exception):
-    """A mistake of the user, who can mend it: exit code 2."""
+    """A mistake of the user, who can mend it: exit code 2.
+
+    Example:
+      >>> import basisnet_jax
+      >>> try:
+      ...     basisnet_jax.load("nowhere")
+      ... except UserError as error:
+      ...     print(error)
+      nowhere holds neither config.json nor model.json: expected a workdir or an export
+    """
 
 
 class Unfinished(Exception):
