@@ -187,7 +187,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
       UserError: an array is missing, has another shape, is not of finite floats, or has no place in the network.
     """
     names, _ = weights_names.find(state_dict)
-    unused = dict.fromkeys(state_dict)
+    unused = dict.fromkeys(name for name in state_dict if not name.endswith("num_batches_tracked"))
     missing, wrong = [], []
 
     def take(path, leaf):
@@ -204,7 +204,8 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
         elif not jax.numpy.issubdtype(array.dtype, np.floating):
             wrong.append(f"{name!r} is of {array.dtype}, expected floating-point numbers")
         else:
-            array = array.astype(leaf.dtype)
+            with np.errstate(over="ignore"):  # told below
+                array = array.astype(leaf.dtype)
             if not np.isfinite(array).all() or (keys[-1] == "var" and array.min() < 0):
                 wrong.append(f"{name!r} has numbers that are not finite, or variances below 0")
         return array

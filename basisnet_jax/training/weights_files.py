@@ -87,4 +87,5 @@ def _flat(tree: Mapping, prefix: str = "", depth: int = DEPTH) -> Iterator[tuple
 
 
 def _first_sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {re.split(r'[.]\s|\n', str(error).strip())[0][:200]}"
+    sentence = re.split(r"[.]\s|\n", str(error).strip())[0]
+    return f"{type(error).__name__}: {sentence[:200]}"

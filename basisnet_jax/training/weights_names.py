@@ -167,12 +167,8 @@ def find(arrays: dict[str, np.ndarray]) -> tuple[Naming, str]:
 
 
 def network_only(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of the network by their own names, without PyTorch's counters of batches."""
-    return {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix) and not name.endswith("num_batches_tracked")
-    }
+    """The arrays of the network by their own names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def of_module(names: Naming, network: nnx.Module, keys: list) -> str | None:

@@ -143,7 +143,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of the kinds of tensors that it will give up
 def test_what_pytorch_files_are_refused(case, small, quick, tmp_path, capsys):
     holding, said = REFUSED[case]
     torch.save(holding(small), tmp_path / "tf_file.pth")
