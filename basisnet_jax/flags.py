@@ -252,10 +252,11 @@ def report(parser: Parser) -> None:
 
 def import_(parser: Parser) -> None:
     add(parser, "--network", "NAME", "the network, as in mobilenet_v3_large", required=True)
-    add(parser, "--weights", "FILE", "a .safetensors file, or .pth with the extra `torch`", required=True)
+    add(parser, "--weights", "FILE", "a safetensors file, or PyTorch's with the extra `torch`", required=True)
     workdir(parser, "new: it becomes that of a static run", required=True)
-    meaning = "where the weights were trained"
-    add(parser, "--origin", "NAME", meaning, choices=ORIGINS, shown="by the names of file and arrays")
+    meaning = "where the weights were trained, if nothing else tells"
+    shown = "as the names of the arrays tell, or timm's config.json beside the file"
+    add(parser, "--origin", "NAME", meaning, choices=ORIGINS, shown=shown)
 
 
 def sweep(parser: Parser) -> None:

@@ -1,22 +1,25 @@
-"""Import of PyTorch weights under timm's, geffnet's or efficientnet_pytorch's names for the networks of this package.
+"""Import of PyTorch weights, under the names of timm, geffnet, efficientnet_pytorch or torchvision.
 
 The two families of published weights differ in ways that no array tells: those trained in TensorFlow (timm's with `tf_`
-in the file's name, all of efficientnet_pytorch's) pad as TensorFlow does and have 1e-3 in batch norm; those trained in
+in their name, all of efficientnet_pytorch's) pad as TensorFlow does and have 1e-3 in batch norm; those trained in
 PyTorch pad evenly and have 1e-5. PyTorch's batch-norm momentum is the share of the new batch: 0.1 there is
 `momentum=0.9` here.
 """
 
-import dataclasses
+import json
 import os
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from basisnet_jax import models
 from basisnet_jax.configs import default
 from basisnet_jax.data import imagenet
 from basisnet_jax.errors import UserError
+from basisnet_jax.training import weights_check, weights_files, weights_names
+from basisnet_jax.training.weights_names import TIMM, TORCHVISION_EFFICIENTNET, Naming
 from basisnet_jax.workdir import checkpoint, runs
 
 ORIGINS = {
@@ -30,6 +33,11 @@ TENSORFLOW_NORMALIZATION = {  # mean and standard deviation of images in 0..1 wh
     "mobilenet_v3_small": (0.5, 0.5),
     "efficientnet_lite0": (127 / 255, 128 / 255),
 }
+TIMM_ARCHITECTURES = {  # which begin so, after a `tf_`, where it is not the network's own name
+    "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+    "mobilenet_v3_small": "mobilenetv3_small_100",
+}
 
 
 def import_weights(network: str, path: str, workdir: str, origin: str | None = None) -> None:
@@ -37,74 +45,136 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
 
     Args:
       network: a name in `networks.NETWORKS`, at width 1.
-      path: a `.safetensors` file, or a PyTorch file (extra `torch`) holding a state dict.
+      path: a safetensors file, or a PyTorch file (extra `torch`), as `weights_files.read` takes it.
       workdir: must not hold a run yet.
-      origin: "tensorflow" or "pytorch", where the weights were trained; None: by the names of file and arrays.
+      origin: "tensorflow" or "pytorch", where the weights were trained. None: as the names of the arrays or timm's
+        config.json beside the file tell.
+
+    Raises:
+      UserError: the file cannot be read, its arrays are not those of the network, or nothing tells the origin.
     """
     if origin not in (None, *ORIGINS):
         raise UserError(f"--origin={origin!r}, expected one of {', '.join(ORIGINS)}")
     if os.path.exists(os.path.join(workdir, "config.json")):
         raise UserError(f"workdir {workdir} already holds a run; use another --workdir")
-    state_dict = read(path)
-    if origin is None:
-        tensorflow = "tf_" in os.path.basename(path) or naming(state_dict) is EFFICIENTNET_PYTORCH
-        origin = "tensorflow" if tensorflow else "pytorch"
-        print(f"taking {path} as trained in {origin}, by the names of file and arrays; --origin says otherwise")
-    config = static_config(network, state_dict, origin)
-    params, batch_stats = convert(state_dict, models.create_abstract(config))
+    arrays = weights_files.read(path)
+    names, prefix = weights_names.find(arrays)
+    state_dict = weights_names.network_only(arrays, prefix)
+    architecture, fields = timm_config(path, network) if names is TIMM else ("", {})
+    configs = {name: static_config(network, state_dict, name, fields) for name in ORIGINS}
+    params, batch_stats = convert(state_dict, models.create_abstract(configs["pytorch"]))
+    known, why = known_origin(names, architecture)
+    if origin and known and origin != known:
+        raise UserError(f"--origin={origin}, but {why}: expected --origin={known}")
+    distances = {name: weights_check.distance(config, params, batch_stats) for name, config in configs.items()}
+    nearest, clearly = weights_check.nearest(distances)
+    if not (origin or known):
+        hint = f"; its batch statistics fit {nearest} ({weights_check.text(distances)})" if clearly else ""
+        raise UserError(
+            f"nothing in {path} tells whether it was trained in TensorFlow or PyTorch, which pad and normalize "
+            f"differently: give --origin=tensorflow if timm's name of it begins with tf_, else --origin=pytorch{hint}"
+        )
+    origin, why = known or origin, why or "--origin says so"
+    config = configs[origin]
+    classes = imagenet.class_names() if config.num_classes == 1000 else None
+    logits = weights_check.logits(config, params, batch_stats)
+    if not np.isfinite(logits).all():
+        raise UserError(f"the weights of {path} give logits that are not finite, of a photograph")
+
     runs.claim(config, workdir)
-    if config.num_classes == 1000:
-        runs.write_classes(workdir, imagenet.class_names())
+    if classes:
+        runs.write_classes(workdir, classes)
     state = {"params": params, "batch_stats": batch_stats, "ema_params": params, "ema_batch_stats": batch_stats}
     with checkpoint.manager(workdir, keep=1) as checkpoints:
         checkpoint.save(checkpoints, 0, state)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{network}: {count:,} parameters, {config.num_classes} classes, now in {workdir}")
+    where = f", those under {prefix!r} of {len(arrays)}" if prefix else ""
+    print(f"arrays: {len(state_dict)} with {names.code}'s names{where}")
+    values = {field: config.network[field] for field in ("padding", "epsilon")}
+    values |= {field: config[field] for field in ("mean", "stddev", "image_size", "eval_crop", "resize")}
+    print(f"origin: {origin}, {why}: {' '.join(f'{field}={value}' for field, value in values.items())}")
+    palace = f", it takes a palace for {classes[logits[0].argmax()]!r}" if classes else ""
+    print(f"check: logits are finite{palace}; distance of batch statistics: {weights_check.text(distances)}")
+    if clearly and nearest != origin:
+        logging.warning("the batch statistics fit %s better: look whether the origin %s is right", nearest, origin)
 
 
-def static_config(network: str, state_dict: dict[str, np.ndarray], origin: str):
-    """The config of the plain network, with the classes and channels of the weights.
+def known_origin(names: Naming, architecture: str) -> tuple[str | None, str]:
+    """The origin that names or timm's architecture tell, or None, and what told it."""
+    if names.origin:
+        return names.origin, f"its arrays have {names.code}'s names"
+    if architecture:
+        origin = "tensorflow" if architecture.startswith("tf_") else "pytorch"
+        return origin, f"config.json beside it says {architecture!r}"
+    return None, ""
 
-    It is evaluated as published ImageNet weights are: at the size of its paper, of the central 7/8 resized bicubically.
+
+def timm_config(path: str, network: str) -> tuple[str, dict]:
+    """The architecture in timm's config.json beside a file, "" if none is of `network`, and fields of our config."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        with open(beside) as file:
+            found = json.load(file)
+        architecture = found["architecture"]
+        begins = TIMM_ARCHITECTURES.get(network, network)
+        if not architecture.removeprefix("tf_").startswith(begins):
+            return "", {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # of another program
+        return "", {}
+    try:
+        given = found.get("pretrained_cfg", found)
+        pairs = (("mean", "mean"), ("stddev", "std"))
+        fields = {field: tuple(map(float, given[name])) for field, name in pairs if name in given}
+        if "input_size" in given:
+            fields["image_size"] = int(given["input_size"][1])
+        if "crop_pct" in given:
+            fields["eval_crop"] = float(given["crop_pct"])
+        if given.get("interpolation") in ("bilinear", "bicubic"):
+            fields["resize"] = given["interpolation"]
+        lengths = {len(numbers) for numbers in (fields.get("mean", (0,)), fields.get("stddev", (1,)))}
+        if not (lengths <= {1, 3} and min(fields.get("stddev", (1,))) > 0):
+            raise ValueError
+        if not (0 < fields.get("eval_crop", 1) <= 1 and fields.get("image_size", 1) > 0):
+            raise ValueError
+    except (TypeError, ValueError, IndexError):
+        names = "mean, std, input_size, crop_pct"
+        raise UserError(f"{beside} has values of {names} that no run can have: mend or remove it") from None
+    return architecture, fields
+
+
+def static_config(network: str, state_dict: dict[str, np.ndarray], origin: str, fields: dict | None = None):
+    """The config of the plain network, with the classes and channels of the weights, and `fields` where given.
+
+    It is evaluated as published ImageNet weights are: at the size of its paper, of the central 7/8, resized bicubically
+    (torchvision's MobileNets: bilinearly).
     """
+    names, _ = weights_names.find(state_dict)
     config = default.get_config()
     config.model = "static"
     config.dataset = "imagenet2012"
     config.test_split = config.validation_split = "validation"
     config.network.name = network
     config.network.update(ORIGINS[origin])
+    config.network.epsilon = names.epsilon or config.network.epsilon
     config.image_size = IMAGE_SIZES.get(network, 224)
-    config.resize = "bicubic"
+    bilinear = names.code == "torchvision" and names is not TORCHVISION_EFFICIENTNET
+    config.resize = "bilinear" if bilinear else "bicubic"
     config.eval_crop = 0.875
     if origin == "tensorflow" and network in TENSORFLOW_NORMALIZATION:
         config.mean, config.stddev = ((number,) for number in TENSORFLOW_NORMALIZATION[network])
-    names = naming(state_dict).network
-    config.num_classes = len(state_dict[f"{names['classifier']}.weight"])
-    config.channels = state_dict[f"{names['stem.conv']}.weight"].shape[1]
+    config.update(fields or {})
+    classifier, stem = (names.network[module] + ".weight" for module in ("classifier", "stem.conv"))
+    if classifier not in state_dict:
+        raise UserError(f"the weights have no {classifier!r}: they are a network without its classifier, expected all")
+    classes, filters = state_dict[classifier].shape, state_dict[stem].shape
+    if len(classes) != 2 or len(filters) != 4 or not classes[0] or filters[1] not in (1, 3):
+        shapes = f"{classifier!r} has the shape {classes} and {stem!r} {filters}"
+        raise UserError(f"{shapes}, expected (classes, features) and (filters, 1 or 3, height, width)")
+    config.num_classes, config.channels = classes[0], filters[1]
+    if config.channels == 1:  # those of the three channels together
+        config.mean, config.stddev = ((sum(of) / len(of),) for of in (config.mean, config.stddev))
     return config
-
-
-def read(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a file by name. PyTorch files are read with `weights_only=True`: no code in them can run."""
-    if not os.path.isfile(path):
-        raise UserError(f"weights file {path!r} does not exist")
-    try:
-        if path.endswith(".safetensors"):
-            import safetensors.numpy
-
-            return safetensors.numpy.load_file(path)
-        try:
-            import torch
-        except ImportError:
-            raise UserError("PyTorch files need the extra: pip install 'basisnet_jax[torch]'") from None
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the two libraries make of a file that is none of theirs
-        raise UserError(f"{path} is no readable weights file: {str(error).splitlines()[0][:200]}") from error
-    for wrapper in ("state_dict", "model"):
-        loaded = loaded.get(wrapper, loaded)
-    return {name.removeprefix("module."): tensor.numpy() for name, tensor in loaded.items()}
 
 
 def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dict, dict]:
@@ -114,124 +184,55 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
     [N, O * I * h * w].
 
     Raises:
-      UserError: an array is missing, has another shape, or has no place in the network.
+      UserError: an array is missing, has another shape, is not of finite floats, or has no place in the network.
     """
-    names = naming(state_dict)
-    unused = {name for name in state_dict if not name.endswith("num_batches_tracked")}
+    names, _ = weights_names.find(state_dict)
+    unused = dict.fromkeys(name for name in state_dict if not name.endswith("num_batches_tracked"))
+    missing, wrong = [], []
 
     def take(path, leaf):
         keys = models.plain_path(key.key for key in path)
-        name = f"{torch_module(names, network, keys[:-1])}.{LEAVES[keys[-1]]}"
-        if name not in state_dict:
-            raise UserError(f"the weights have no {name!r}, which the network's {'/'.join(map(str, keys))} needs")
-        unused.discard(name)
-        array = state_dict[name].astype(leaf.dtype)
-        if leaf.ndim == 5 and array.ndim == 2:  # [N, O * I * h * w] -> [N, h, w, I, O]
-            N, h, w, I, O = leaf.shape
-            array = array.reshape(N, O, I, h, w).transpose(0, 3, 4, 2, 1)
-        elif array.ndim == 4:  # [O, I, h, w] -> [h, w, I, O]
-            array = array.transpose(2, 3, 1, 0)
-        elif array.ndim == 2:  # [O, I] -> [I, O]
-            array = array.T
-        if array.shape != leaf.shape:
-            raise UserError(f"{name!r} gives {'/'.join(map(str, keys))} the shape {array.shape}, expected {leaf.shape}")
+        module = weights_names.of_module(names, network, keys[:-1])
+        name = f"{module}.{weights_names.LEAVES[keys[-1]]}"
+        if module is None or name not in state_dict:
+            missing.append("/".join(map(str, keys)) if module is None else name)
+            return None
+        unused.pop(name, None)
+        array = placed(state_dict[name], leaf.shape)
+        if array is None:
+            wrong.append(f"{name!r} has the shape {state_dict[name].shape}, expected {theirs(leaf.shape)}")
+        elif not jax.numpy.issubdtype(array.dtype, np.floating):
+            wrong.append(f"{name!r} is of {array.dtype}, expected floating-point numbers")
+        else:
+            with np.errstate(over="ignore"):  # told below
+                array = array.astype(leaf.dtype)
+            if not np.isfinite(array).all() or (keys[-1] == "var" and array.min() < 0):
+                wrong.append(f"{name!r} has numbers that are not finite, or variances below 0")
         return array
 
     trees = (nnx.to_pure_dict(nnx.state(network, kind)) for kind in (nnx.Param, nnx.BatchStat))
     params, batch_stats = (jax.tree.map_with_path(take, tree) for tree in trees)
-    if unused:
-        raise UserError(f"the network has no place for {len(unused)} arrays of the weights, such as {min(unused)!r}")
+    said = [f"they lack {weights_names.some(missing)}"] if missing else []
+    said += [f"it has no place for {weights_names.some(unused)}"] if unused else []
+    said += wrong[:3]
+    if said:
+        raise UserError(f"the weights, with {names.code}'s names, do not fit the network: {'; '.join(said)}")
     return params, batch_stats
 
 
-@dataclasses.dataclass(frozen=True)
-class Naming:
-    """What one family of PyTorch code calls our modules."""
-
-    block: str  # by stage, index in the stage and position among all blocks
-    network: dict[str, str]  # outside the blocks; a name may hold the number of stages
-    expanding: dict[str, str]  # in a block that expands
-    separable: dict[str, str]  # in a block that does not
-
-
-TIMM = Naming(
-    block="blocks.{stage}.{index}",
-    network={
-        "stem.conv": "conv_stem",
-        "stem.norm": "bn1",
-        "last.conv": "blocks.{stages}.0.conv",
-        "last.norm": "blocks.{stages}.0.bn1",
-        "head": "conv_head",
-        "head.conv": "conv_head",
-        "head.norm": "bn2",
-        "classifier": "classifier",
-    },
-    expanding={
-        "expand.conv": "conv_pw",
-        "expand.norm": "bn1",
-        "depthwise.conv": "conv_dw",
-        "depthwise.norm": "bn2",
-        "squeeze_excite.reduce": "se.conv_reduce",
-        "squeeze_excite.expand": "se.conv_expand",
-        "project.conv": "conv_pwl",
-        "project.norm": "bn3",
-        "router": "routing_fn",
-    },
-    separable={
-        "depthwise.conv": "conv_dw",
-        "depthwise.norm": "bn1",
-        "squeeze_excite.reduce": "se.conv_reduce",
-        "squeeze_excite.expand": "se.conv_expand",
-        "project.conv": "conv_pw",
-        "project.norm": "bn2",
-    },
-)
-_BLOCK = {
-    "expand.conv": "_expand_conv",
-    "expand.norm": "_bn0",
-    "depthwise.conv": "_depthwise_conv",
-    "depthwise.norm": "_bn1",
-    "squeeze_excite.reduce": "_se_reduce",
-    "squeeze_excite.expand": "_se_expand",
-    "project.conv": "_project_conv",
-    "project.norm": "_bn2",
-}
-EFFICIENTNET_PYTORCH = Naming(
-    block="_blocks.{position}",
-    network={
-        "stem.conv": "_conv_stem",
-        "stem.norm": "_bn0",
-        "head.conv": "_conv_head",
-        "head.norm": "_bn1",
-        "classifier": "_fc",
-    },
-    expanding=_BLOCK,
-    separable=_BLOCK,
-)
-NAMINGS = (TIMM, EFFICIENTNET_PYTORCH)
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+def placed(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """PyTorch's array in our layout; None: it has another shape."""
+    if array.shape != theirs(shape):
+        is_linear = shape[:-2] == (1, 1) and array.shape == shape[:1:-1]  # where we have a 1x1 convolution
+        return array.T.reshape(shape) if is_linear else None
+    if len(shape) == 5:
+        N, h, w, I, O = shape
+        return array.reshape(N, O, I, h, w).transpose(0, 3, 4, 2, 1)
+    return array.transpose(2, 3, 1, 0) if len(shape) == 4 else array.T
 
 
-def naming(state_dict: dict[str, np.ndarray]) -> Naming:
-    """The naming in which the weights have a stem and a classifier."""
-    needed = [[f"{names.network[module]}.weight" for module in ("stem.conv", "classifier")] for names in NAMINGS]
-    for names, arrays in zip(NAMINGS, needed, strict=True):
-        if state_dict.keys() >= set(arrays):
-            return names
-    raise UserError(f"the weights have neither {' nor '.join(map(' and '.join, needed))}: of no network known here")
-
-
-def torch_module(names: Naming, network: nnx.Module, keys: list) -> str:
-    """The name of the module at a path such as ["stages", 1, 0, "depthwise", "norm"]."""
-    network = models.unwrapped(network)
-    if keys[0] == "stages":
-        stage, index, *layer = keys[1:]
-        position = sum(map(len, network.stages[:stage])) + index
-        block = network.stages[stage][index]
-        expands = models.unwrapped(block).expand is not None
-        name = (names.expanding if expands else names.separable)[".".join(layer)]
-        return f"{names.block.format(stage=stage, index=index, position=position)}.{name}"
-    path = ".".join(keys)
-    if path not in names.network:
-        raise UserError(f"the weights are of another network: theirs never has what is {path!r} here")
-    return names.network[path].format(stages=len(network.stages))
+def theirs(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array of ours in PyTorch: of experts [N, h, w, I, O], of a kernel [h, w, I, O] or [I, O]."""
+    if len(shape) == 5:
+        return shape[0], int(np.prod(shape[1:]))
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]

