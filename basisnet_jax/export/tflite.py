@@ -11,7 +11,9 @@ import pathlib
 import tempfile
 from collections.abc import Iterable
 
+import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import jax2tf
 
 from basisnet_jax.export import stages
@@ -38,7 +40,8 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
             converter.target_spec.supported_types = [tf.float16]
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True  # there is no public name
         (folder / "model.tflite").write_bytes(converter.convert())
-    return {"precision": precision, "weight_bytes": weight_bytes(of_model[0].weights)}
+    weights = jax.tree.leaves(nnx.state(stages.folded(run.model), nnx.Param))
+    return {"precision": precision, "weight_bytes": weight_bytes(weights)}
 
 
 def weight_bytes(weights: Iterable[np.ndarray]) -> dict[str, int]:
