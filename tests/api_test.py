@@ -54,6 +54,10 @@ def test_a_model_by_name_is_that_of_its_config():
     assert bnj.create_model("mobilenet_v2", 7, image_size=64, width=0.1).preprocess.shape == (64, 64, 3)
     smaller = bnj.create_model("basisnet_mobilenet_v2", 7, image_size=112, num_bases=1, width=0.1, **given)
     assert smaller.preview_size == 80
+    given |= dict(num_bases=1, preview__image_size=64)
+    assert bnj.create_model("basisnet_mobilenet_v2", 7, image_size=112, **given).preview_size == 64
+    with pytest.raises(ValueError, match="preview.image_size=113, expected at most config.image_size=112"):
+        bnj.create_model("basisnet_mobilenet_v2", 7, image_size=112, preview__image_size=113)
 
 
 def test_with_bases_chooses_what_configs_choose():
