@@ -70,7 +70,7 @@ def predict(given: Namespace) -> None:
 
     form = "json" if given.json else "csv" if given.csv else "table"
     predict.predict_files(
-        given.workdir, given.inputs, given.checkpoint, given.threshold, export=given.export, form=form
+        given.workdir, given.inputs, given.checkpoint, given.threshold, export=given.export, form=form, top=given.top
     )
 
 
@@ -99,9 +99,10 @@ def madds(given: Namespace) -> None:
     """Count multiply-adds and parameters, layer by layer."""
     import jax
 
-    from basisnet_jax import madds
+    from basisnet_jax import madds, models
 
     config = parsing.resolve(given.config)
+    models.check_preview(config)
     if not config.num_classes:
         from basisnet_jax.data.source import Source
 
@@ -113,9 +114,11 @@ def madds(given: Namespace) -> None:
 
 def plan(given: Namespace) -> None:
     """Compile the train step for a TPU without having one: memory, FLOPs, bytes."""
-    from basisnet_jax import plan
+    from basisnet_jax import models, plan
 
-    report = plan.plan(parsing.resolve(given.config), given.topology, given.examples)
+    config = parsing.resolve(given.config)
+    models.check_preview(config)
+    report = plan.plan(config, given.topology, given.examples)
     print(json.dumps(report) if given.json else plan.table(report))
 
 

@@ -10,6 +10,7 @@ import ml_collections
 from basisnet_jax import models
 from basisnet_jax.classifier import Classifier
 from basisnet_jax.configs import (
+    default,
     imagenet_basisnet_mv3,
     imagenet_condconv_efficientnet_b0,
     imagenet_condconv_mv2,
@@ -108,13 +109,13 @@ def create_model(
     if channels == 1:  # ImageNet's, of its three channels together
         config.mean, config.stddev = ((sum(of) / len(of),) for of in (config.mean, config.stddev))
     if image_size is not None:
-        config.preview.image_size = round(config.preview.image_size * image_size / config.image_size)
-        config.image_size = image_size
+        default.resize(config, image_size)
     given = {field.replace("__", "."): value for field, value in fields.items()}
     for field in given:
         check_field(config, field)
     try:
         config.update_from_flattened_dict(given)
+        models.check_preview(config)
         return models.create(config)
     except (UserError, KeyError, TypeError) as error:
         raise ValueError(f"create_model({name!r}): {error}") from error

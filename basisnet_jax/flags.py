@@ -206,6 +206,7 @@ def predict(parser: Parser) -> None:
     form = parser.add_mutually_exclusive_group()
     switch(form, "--json", "one JSON object a line instead of a table")
     switch(form, "--csv", "CSV instead of a table")
+    add(parser, "--top", "K", "the K best classes with their probabilities", COUNT, shown="the best class only")
     checkpoint(parser)
     threshold(parser)
 

@@ -36,6 +36,13 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
     return model
 
 
+def check_preview(config: ml_collections.ConfigDict) -> None:
+    """Refuses a preview that sees more pixels than the image has. `create` does not: runs from before may have one."""
+    size, most = config.preview.image_size, config.image_size
+    if config.model == "basisnet" and size > most:
+        raise UserError(f"config.preview.image_size={size}, expected at most config.image_size={most}")
+
+
 def _path(layer: basis.BasisConv, paths: ml_collections.ConfigDict) -> str | None:
     """The one that the config wants for layers of this kind; None: the best."""
     shape = (1, *layer.layer.kernel_size, layer.in_features)

@@ -20,6 +20,7 @@ import traceback
 import ml_collections
 
 import basisnet_jax.configs
+from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 
 OVERRIDE = re.compile(r"--(?P<no>no)?config\.(?P<field>[^=]*)(=(?P<value>.*))?", re.DOTALL)
@@ -77,8 +78,17 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
         kind = type(config).__name__
         raise UserError(f"{path}: get_config() returns {kind}, expected ml_collections.ConfigDict")
     config.lock()
-    for flag, field, value in overrides:
+    # First the size of the images, with which the preview's changes; that may be given too, before or behind it.
+    sizes = [given for given in overrides if given[1] == "image_size"]
+    before = config.get("image_size")
+    for flag, field, value in sizes:
         override(config, flag, field, value)
+    if sizes and before and "image_size" in config.get("preview", {}):
+        size, config.image_size = config.image_size, before
+        default.resize(config, size)
+    for flag, field, value in overrides:
+        if field != "image_size":
+            override(config, flag, field, value)
     return config
 
 

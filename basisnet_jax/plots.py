@@ -2,13 +2,19 @@
 
 import collections
 import statistics
+import warnings
+from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from scipy import stats
 
 LEVEL = 0.95  # of intervals
+NUMBERED, CELLS = 20, 250  # classes, up to which a confusion matrix has numbers and names; its cells a side, at most
 FINAL, PREVIEW, CHOSEN = "#1f4e79", "#b8860b", "#c0392b"
 COLORS, MARKERS = (FINAL, CHOSEN, PREVIEW, "#2e7d5b", "#6a4c93", "#444444"), "so^D"
 
@@ -43,6 +49,56 @@ def draw_early_termination(axes: Axes, curve: list[dict], chosen: dict | None, s
     axes.set_ylabel(f"top-1 on the {split} split (%)")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
+
+
+def confusion(labels: np.ndarray, answers: dict[str, np.ndarray], names: Sequence[str], split: str, path: str) -> None:
+    """Which classes are taken for which, a matrix for each of the `answers`, predictions [n] of labels [n]."""
+    side = max(3.5, 0.36 * len(names)) if len(names) <= NUMBERED else 6
+    figure = Figure(figsize=(side * len(answers) + 1.4, side + 1.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(answers), squeeze=False)[0]
+    for i, (axes, (head, predictions)) in enumerate(zip(panels, answers.items(), strict=True)):
+        image = draw_confusion(axes, labels, predictions, names)
+        axes.set_title(f"{head.replace('_', ' ')}: top-1 {100 * np.mean(labels == predictions):.1f} %", fontsize=11)
+        if i:
+            axes.set(ylabel="", yticklabels=[])
+    figure.colorbar(image, ax=panels, label=f"share of a label's images, {split} split", aspect=30, shrink=0.8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of names in letters that the font lacks
+        figure.savefig(path, dpi=120)
+
+
+def draw_confusion(axes: Axes, labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> AxesImage:
+    """A row for each label, a column for each prediction; with few classes their numbers of images are in it.
+
+    Of many classes, neighbours share a cell, which has the largest share in it: one pair of a thousand stays visible.
+    """
+    count = len(names)
+    block = -(-count // CELLS)
+    pairs, images = np.unique(np.stack([labels, predictions]), axis=1, return_counts=True)
+    shares, cells = np.zeros(2 * [-(-count // block)]), tuple(pairs // block)
+    np.maximum.at(shares, cells, images / np.bincount(labels, minlength=count)[pairs[0]])
+    # By the root of the share: most confusions are of a few images.
+    ends = (-0.5, count - 0.5)
+    image = axes.imshow(
+        shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), extent=(*ends, *ends[::-1]), interpolation="none"
+    )
+    if count <= NUMBERED:
+        for (label, prediction), number, share in zip(
+            pairs.T, images, images / np.bincount(labels)[pairs[0]], strict=True
+        ):
+            color = "white" if share > 0.4 else "black"
+            axes.text(
+                prediction, label, f"{number}", ha="center", va="center", fontsize=7 if count <= 12 else 5, color=color
+            )
+        short = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
+        axes.set_yticks(range(count), short, fontsize=8, parse_math=False)
+        axes.set_xticks(
+            range(count), short, fontsize=8, rotation=90 if max(map(len, short)) > 2 else 0, parse_math=False
+        )
+    axes.set_xlabel("prediction" if count <= NUMBERED else "prediction, by its number")
+    axes.set_ylabel("label" if count <= NUMBERED else "label, by its number")
+    return image
 
 
 def accuracy_against_madds(rows: list[dict], path: str) -> None:

@@ -33,7 +33,10 @@ def get_config(arg=""):
     config.train_eval_split = ""  # what is evaluated besides, plainly, as "train": train_split or a part of it
     config.num_classes = 10  # 0: as many as the data set has
     config.channels = 3
-    config.image_size = 224  # pixels, of the specialist's input
+    # Pixels, of the specialist's input. Whoever gives another size than a config has (--config.image_size, a sweep,
+    # `create_model(..., image_size=...)`) changes preview.image_size in proportion, unless that is given too. A config
+    # file that changes the size of the one it starts from does the same by `default.resize(config, 96)`.
+    config.image_size = 224
     config.mean = (0.485, 0.456, 0.406)  # per channel, of images in 0..1; one number stands for all channels
     config.stddev = (0.229, 0.224, 0.225)
     config.shuffle_buffer_size = 10_000  # examples
@@ -58,7 +61,7 @@ def get_config(arg=""):
     config.dtype = "float32"  # of the computation, or "bfloat16"; params and statistics are float32
     config.network = network("mobilenet_v3_large")
     config.preview = network("mobilenet_v3_small")
-    config.preview.image_size = 160
+    config.preview.image_size = 160  # at most image_size: a preview of more pixels would see them interpolated
     config.basis = ml_collections.ConfigDict()
     config.basis.num_bases = 16
     # Which layers get bases: those whose whole path this regular expression matches (`basisnet madds` lists the paths).
@@ -165,6 +168,12 @@ def network(name):
     config.epsilon = 1e-3  # of batch norm
     config.momentum = 0.99  # what batch statistics keep per step
     return config
+
+
+def resize(config, image_size):
+    """Images of another size, and the preview's in proportion."""
+    config.preview.image_size = max(1, round(config.preview.image_size * image_size / config.image_size))
+    config.image_size = image_size
 
 
 def parse_arg(arg, **defaults):

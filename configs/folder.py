@@ -3,9 +3,9 @@
     basisnet train --config=configs/folder.py --config.dataset=folder:/path/to/images --workdir=runs/mine
 
 The folder holds a folder of images for each class (basisnet_jax/data/listing.py says what else it may hold). With ten
-classes it is 265.8M multiply-adds and 24.8M parameters; `--config.image_size=160 --config.preview.image_size=112` makes
-it 148.8M. A few thousand images are too few to start from nothing: give imported weights (`basisnet import`), a lower
-rate, and padding, epsilon, mean and stddev as the config.json of their workdir has them:
+classes it is 265.8M multiply-adds and 24.8M parameters; `--config.image_size=160` makes it 150.8M. A few thousand
+images are too few to start from nothing: give imported weights (`basisnet import`), a lower rate, and padding, epsilon,
+mean and stddev as the config.json of their workdir has them:
 
     --config.init_from=runs/imported --config.optimizer.learning_rate=3e-4
     --config.network.padding=symmetric --config.network.epsilon=1e-5

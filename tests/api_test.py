@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from basisnet_jax.configs import default, imagenet_basisnet_mv3, imagenet_static
 from flax import nnx
+from sklearn import metrics
 
 import basisnet_jax as bnj
 from basisnet_jax import basis, cli, early_exit, models
@@ -54,6 +55,10 @@ def test_a_model_by_name_is_that_of_its_config():
     assert bnj.create_model("mobilenet_v2", 7, image_size=64, width=0.1).preprocess.shape == (64, 64, 3)
     smaller = bnj.create_model("basisnet_mobilenet_v2", 7, image_size=112, num_bases=1, width=0.1, **given)
     assert smaller.preview_size == 80
+    given |= dict(num_bases=1, preview__image_size=64)
+    assert bnj.create_model("basisnet_mobilenet_v2", 7, image_size=112, **given).preview_size == 64
+    with pytest.raises(ValueError, match="preview.image_size=113, expected at most config.image_size=112"):
+        bnj.create_model("basisnet_mobilenet_v2", 7, image_size=112, preview__image_size=113)
 
 
 def test_with_bases_chooses_what_configs_choose():
@@ -307,6 +312,12 @@ def test_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
         np.testing.assert_array_equal(one, other)
     assert resumed == report == json.loads((tmp_path / "parts" / "evaluation.json").read_text())
     assert report["num_examples"] == 27 and report["step"] == 8 and 0 < report["top1"] <= 1
+    labels, images = (np.concatenate([batch[name] for batch in held_out]) for name in ("label", "image"))
+    answers = whole.predict(images, threshold=1.1).labels  # by both stages
+    assert report["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, answers))
+    recalls = metrics.recall_score(labels, answers, average=None, labels=np.unique(labels))
+    assert [row["recall"] for row in report["classes"] if row["count"]] == pytest.approx(recalls)
+    assert all((tmp_path / "parts" / name).exists() for name in ("confusion.csv", "confusion.png"))
     rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["split"] == "validation"] == [8]  # not where it was stopped
     found = whole.predict(examples(20)["image"])

@@ -284,6 +284,43 @@ def test_wrong_overrides(fails, tmp_path, override, named):
     assert all(text in error for text in named), error
 
 
+@pytest.mark.parametrize(
+    ("config", "fields", "sizes"),
+    [
+        ("imagenet_basisnet_mv3", [], (224, 160)),
+        ("imagenet_basisnet_mv3", ["image_size=96"], (96, 69)),  # 68.6
+        ("imagenet_basisnet_mv3", ["image_size=96", "image_size=224"], (224, 160)),
+        ("imagenet_basisnet_mv3", ["image_size=96", "preview.image_size=64"], (96, 64)),
+        ("imagenet_basisnet_mv3", ["preview.image_size=64", "image_size=96"], (96, 64)),
+        ("imagenet_basisnet_mv3", ["preview={'image_size': 64}", "image_size=96"], (96, 64)),
+        ("digits", ["image_size=64"], (64, 32)),
+    ],
+)
+def test_the_preview_changes_with_the_size_of_the_images(config, fields, sizes, tmp_path):
+    found = parsing.read_config([f"--config={config}", *(f"--config.{field}" for field in fields)])
+    assert (found.image_size, found.preview.image_size) == sizes
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from basisnet_jax.configs import default\n"
+        "def get_config():\n    config = default.get_config()\n    default.resize(config, 96)\n    return config\n"
+    )
+    found = parsing.read_config([f"--config={path}"])
+    assert (found.image_size, found.preview.image_size) == (96, 69)
+
+
+def test_a_preview_of_more_pixels_than_the_image(fails, make_run, tiny, data_dir, tmp_path):
+    """Is refused, but not in the workdir of a run that has one already."""
+    line = "config.preview.image_size=33, expected at most config.image_size=32"
+    new = tmp_path / "new"
+    for argv in (["madds"], ["train", f"--workdir={new}", f"--config.data_dir={data_dir}"]):
+        assert line in fails(*argv, "--config=digits", "--config.preview.image_size=33")
+    assert not new.exists()
+    static = ["--config.model=static", "--config.basis.num_bases=1", "--config.preview.image_size=33"]
+    assert cli.main(["madds", "--config=digits", *static]) == 0  # which has no preview
+    old = make_run(tiny(**{"preview.image_size": 20}), tmp_path / "old")
+    assert runs.load(old).model.preview_size == 20
+
+
 def test_packaged_configs_are_found_by_name_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     by_name, by_file = (parsing.read_config([f"{config}:bases=3"]) for config in ("--config=digits", CONFIG))

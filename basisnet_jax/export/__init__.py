@@ -32,6 +32,7 @@ FORMATS = {
     "stablehlo": stablehlo,
     "safetensors": safetensors,
 }
+ONE_THREAD = ("tflite", "onnx")  # whose runtimes can be told to take no more; XLA's and TensorFlow's cannot, once begun
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.2}  # by precision, relative to the largest logit
 PREPROCESSING = (
     "image_size",
@@ -82,7 +83,8 @@ def export(
         options = {"precision": precision} if format == "tflite" else {}
         extra = FORMATS[format].write(run, rule, folder, **options)
         manifest = describe(run, workdir, rule) | {"format": format, **extra}
-        measured = verify.compare(run, rule, FORMATS[format].load(folder, manifest), examples, labels)
+        threads = {"threads": 1} if format in ONE_THREAD else {}
+        measured = verify.compare(run, rule, FORMATS[format].load(folder, manifest, **threads), examples, labels)
         largest = max(measured["largest_difference"].values())
         if not largest <= tolerance:
             stage = max(measured["largest_difference"], key=measured["largest_difference"].get)
@@ -92,7 +94,8 @@ def export(
             )
         written = files.checksums(folder)
         sizes = {name: (folder / name).stat().st_size for name in written}
-        manifest |= {"verification": {**measured, "tolerance": tolerance, "bytes": sizes}, "files": written}
+        measured |= {"threads": threads.get("threads"), "tolerance": tolerance, "bytes": sizes}
+        manifest |= {"verification": measured, "files": written}
         files.write_json(folder / "model.json", manifest)
     return manifest
 
@@ -259,4 +262,9 @@ def table(manifest: dict) -> str:
     same = f"{found['same_labels']} of {found['num_images']} images get the label that JAX gives"
     if found["top1"] is not None:
         same += f"; top-1 {found['top1']:.4f}, JAX {found['top1_jax']:.4f}"
-    return "\n".join([*lines, same])
+    cores = "one thread" if found["threads"] == 1 else "all cores"
+    lines += [same, f"ms: the median of {verify.CALLS} calls on {cores}"]
+    if "weight_bytes" in manifest:
+        sizes = (f"{name} {size / 2**20:.2f} MiB" for name, size in manifest["weight_bytes"].items())
+        lines.append(f"weights alone, computed, by --precision: {', '.join(sizes)}")
+    return "\n".join(lines)

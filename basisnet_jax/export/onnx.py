@@ -88,11 +88,15 @@ def joined(preview, specialist, threshold: float):
     return helper.make_model(graph, opset_imports=preview.opset_import, ir_version=preview.ir_version)
 
 
-def load(folder: pathlib.Path, manifest: dict) -> dict:
-    """A function for each stage and, where there are two, "model": images -> logits, stopped."""
+def load(folder: pathlib.Path, manifest: dict, threads: int | None = None) -> dict:
+    """A function for each stage and, where there are two, "model": images -> logits, stopped.
+
+    They run on so many threads; None: on all cores.
+    """
     onnxruntime = required("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # without the notes on what its optimizer does
+    options.intra_op_num_threads = threads or 0
 
     def runner(name):
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])

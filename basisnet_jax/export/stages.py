@@ -36,7 +36,9 @@ class Stage:
         return self.function(self.weights, *inputs)
 
 
-def of(model: nnx.Module, seen: Preprocess, rule: Rule, kernels: str = "any") -> list[Stage]:
+def of(
+    model: nnx.Module, seen: Preprocess, rule: Rule, kernels: str = "any", *, one_scale: bool = False
+) -> list[Stage]:
     """The stages of a model in evaluation mode, computing in float32.
 
     preview: images -> logits (`rule.scaled`), confidence, coefficients; specialist: images, coefficients -> logits;
@@ -46,6 +48,7 @@ def of(model: nnx.Module, seen: Preprocess, rule: Rule, kernels: str = "any") ->
       seen: what the model sees of an image.
       rule: what the preview's confidence means.
       kernels: "any" for any number of images; "hwio" or "oihw" for one at a time, by the layout that the runtime wants.
+      one_scale: whether bases are stored so that one scale for all of them loses little when they are rounded.
     """
     model = folded(model)
     model.set_attributes(dtype=jnp.float32, raise_if_not_found=False)
@@ -54,7 +57,7 @@ def of(model: nnx.Module, seen: Preprocess, rule: Rule, kernels: str = "any") ->
 
         def exchange(path, layer):
             if isinstance(layer, basis.BasisConv) and len(layer.layer.kernel_size) == 2:
-                return MixedConv(layer, kernels)
+                return MixedConv(layer, kernels, one_scale)
             if isinstance(layer, nnx.Conv) and len(layer.kernel_size) == 2 and path not in inside:
                 return PlainConv(layer, kernels)
             return layer
@@ -120,17 +123,28 @@ class PlainConv(nnx.Module):
 
 
 class MixedConv(basis.BasisConv):
-    """A convolution with bases for a batch of one; they lie in the order in which the mixed kernel is wanted."""
+    """A convolution with bases for a batch of one; they lie in the order in which the mixed kernel is wanted.
 
-    def __init__(self, wrapped: basis.BasisConv, layout: str):
+    With `one_scale` the bases are divided by the largest magnitude in their output channel, and the mixed kernel is
+    multiplied by it: less than another basis would cost.
+    """
+
+    def __init__(self, wrapped: basis.BasisConv, layout: str, one_scale: bool):
         self.layer, self.num_bases, self.layout = wrapped.layer, wrapped.num_bases, layout
         self.coefficients: jax.Array | None = nnx.data(None)
-        kernels_N = laid_out(self.layer.kernel[...], layout)
+        kernels_N, self.scale = np.asarray(self.layer.kernel[...]), nnx.data(None)
+        if one_scale:
+            scale = np.abs(kernels_N).max(axis=tuple(range(kernels_N.ndim - 1)), keepdims=True)
+            scale[scale == 0] = 1
+            kernels_N, self.scale = kernels_N / scale, nnx.Param(laid_out(scale[0], layout))
+        kernels_N = laid_out(kernels_N, layout)
         self.shape = kernels_N.shape[1:]
         self.layer.kernel = nnx.Param(kernels_N.reshape(self.num_bases, -1))
 
     def __call__(self, x):
         kernel = jnp.matmul(self.coefficients, self.layer.kernel[...]).reshape(self.shape)
+        if self.scale is not None:
+            kernel = kernel * self.scale[...]
         return convolve(x, kernel, self.layer, self.layout, is_known=False)
 
 

@@ -1,14 +1,19 @@
 """TensorFlow Lite: one file, a signature for each stage, run by LiteRT; one image at a time.
 
 `precision` is that of the stored weights. float16 halves the file; int8 is dynamic-range quantization: the weights that
-are known beforehand, the bases among them, are quantized, what is computed from the image is not.
+are known beforehand, the bases among them, are quantized, what is computed from the image is not. Of a convolution each
+output channel has a scale. Bases are the matrix of a product, of which TensorFlow Lite would give each row a scale: one
+for the N numbers of each place in a kernel, more bytes than the numbers themselves. They have one scale in all.
 """
 
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable
 
+import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import jax2tf
 
 from basisnet_jax.export import stages
@@ -16,6 +21,7 @@ from basisnet_jax.export.requirements import required
 from basisnet_jax.ops import platforms
 
 PRECISIONS = ("float32", "float16", "int8")
+SMALL = 1024  # numbers: a smaller array is not quantized
 
 
 def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
@@ -23,7 +29,8 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
 
     required("ai_edge_litert")  # to run it, which verification does
     with platforms.paths_for("gpu"):
-        module, signatures = traced(stages.of(run.model, run.preprocess, rule, kernels="hwio"))
+        of_model = stages.of(run.model, run.preprocess, rule, kernels="hwio", one_scale=precision == "int8")
+        module, signatures = traced(of_model)
     with tempfile.TemporaryDirectory(dir=folder) as saved_model:
         tf.saved_model.save(module, saved_model, signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(signatures))
@@ -31,8 +38,17 @@ def write(run, rule, folder: pathlib.Path, precision: str = "float32") -> dict:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True  # there is no public name
         (folder / "model.tflite").write_bytes(converter.convert())
-    return {"precision": precision}
+    weights = jax.tree.leaves(nnx.state(stages.folded(run.model), nnx.Param))
+    return {"precision": precision, "weight_bytes": weight_bytes(weights)}
+
+
+def weight_bytes(weights: Iterable[np.ndarray]) -> dict[str, int]:
+    """What all weights take, by precision; computed. With int8, small arrays stay as they are; scales are left out."""
+    sizes = [np.size(weight) for weight in weights]
+    int8 = sum(size if size >= SMALL else 4 * size for size in sizes)
+    return {"float32": 4 * sum(sizes), "float16": 2 * sum(sizes), "int8": int8}
 
 
 def traced(of_model: list[stages.Stage]):
@@ -48,9 +64,10 @@ def traced(of_model: list[stages.Stage]):
     return module, signatures
 
 
-def load(folder: pathlib.Path, manifest: dict) -> dict:
+def load(folder: pathlib.Path, manifest: dict, threads: int | None = None) -> dict:
+    """A function for each stage, on so many threads; None: on all cores."""
     litert = required("ai_edge_litert.interpreter")
-    interpreter = litert.Interpreter(str(folder / "model.tflite"), num_threads=os.cpu_count())
+    interpreter = litert.Interpreter(str(folder / "model.tflite"), num_threads=threads or os.cpu_count())
 
     def runner(name):
         run = interpreter.get_signature_runner(name)

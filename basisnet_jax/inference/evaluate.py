@@ -15,13 +15,16 @@ from basisnet_jax import coefficients, early_exit, madds, models, plots, preproc
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
+from basisnet_jax.inference import by_class
 from basisnet_jax.models import Functional
 from basisnet_jax.training import losses
 from basisnet_jax.workdir import checkpoint, data_record, files, runs
 
+METRICS = ("top1", "top5", "loss")  # of a head, an array each
+
 
 def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
-    """Evaluates a checkpoint on the test split and writes `evaluation.json` and `early_termination.png`.
+    """Evaluates a checkpoint on the test split and writes what `write` does.
 
     Args:
       config: of the run in `workdir`.
@@ -70,6 +73,7 @@ def write_report(
         return per_example(state[f"{weights}params"], state[f"{weights}batch_stats"], data.eval_batches(split))
 
     averaged, raw, items = rows(config.test_split), rows(config.test_split, weights=""), madds.of(config)
+    names = runs.load_classes(workdir, config.num_classes)
     report = {
         **summarize(averaged),
         "madds": madds.total(items),
@@ -86,19 +90,30 @@ def write_report(
             held_out = rows(config.validation_split)
             rule = Rule(early_exit.choose(curve(held_out, costs), config.max_drop), chosen_on=config.validation_split)
         report |= {"preview_madds": costs[0], "early_termination": early_termination(averaged, costs, rule)}
+    report |= by_class.describe(averaged["label"], by_class.answers(averaged, rule), names)
     report["provenance"] = provenance(config)
     if jax.process_index() == 0:
-        files.write_json(os.path.join(workdir, "evaluation.json"), report)
-        if "early_termination" in report:
-            plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
+        write(report, averaged, rule, names, workdir)
     return report
+
+
+def write(report: dict, per_example: dict[str, np.ndarray], rule: Rule | None, names: list[str], workdir: str) -> None:
+    """Writes `evaluation.json`, `confusion.csv` and their pictures, `early_termination.png` and `confusion.png`."""
+    labels, answers = per_example["label"], by_class.answers(per_example, rule)
+    files.write_json(os.path.join(workdir, "evaluation.json"), report)
+    by_class.write_csv(labels, answers, names, os.path.join(workdir, "confusion.csv"))
+    plots.confusion(labels, answers, names, report["split"], os.path.join(workdir, "confusion.png"))
+    if "early_termination" in report:
+        plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
 
 
 def early_termination(per_example: dict[str, np.ndarray], costs: tuple[int, int], rule: Rule) -> dict:
     """What the rule makes of a split: its point on the curve, and the curve; `costs` of a stop and of both stages."""
     points = curve(per_example, costs)
+    answers = by_class.answers(per_example, rule)["early_termination"]
     return {
         **early_exit.at(points, rule.threshold)._asdict(),
+        "balanced_accuracy": by_class.balanced_accuracy(per_example["label"], answers),
         **rule._asdict(),
         "curve": [point._asdict() for point in early_exit.thin(points)],
     }
@@ -111,24 +126,21 @@ def make_per_example(
 
     Of a batch {"image", "label", "mask"} the examples whose mask is False are left out; without a mask none is.
     `normalize` makes of its images what the model takes. The preview's confidence is that of the rule, without one its
-    largest probability. With `logits`, its logits, the labels and the final answers (`prediction` and its
-    `probability`) are among the arrays.
+    largest probability. With `logits`, its logits and the `probability` of the final answers are among the arrays.
     """
     rule = rule or Rule()
 
     def step(params, batch_stats, batch):
         outputs = functions.evaluate(params, batch_stats, normalize(batch["image"]))
         targets = losses.targets(batch["label"], outputs.logits.shape[-1])
-        rows = {"mask": batch["mask"], **_head(outputs.logits, targets, batch["label"], "")}
+        rows = {"mask": batch["mask"], "label": batch["label"], **_head(outputs.logits, targets, batch["label"], "")}
         if outputs.preview_logits is not None:
             rows |= _head(outputs.preview_logits, targets, batch["label"], "preview_")
             rows["confidence"] = rule.confidence(outputs.preview_logits)
         if outputs.coefficients is not None:
             rows["coefficients"] = outputs.coefficients
         if logits:
-            final = outputs.logits.astype(jnp.float32)
-            rows |= {"label": batch["label"], "prediction": jnp.argmax(final, -1)}
-            rows["probability"] = early_exit.confidence(final)
+            rows["probability"] = early_exit.confidence(outputs.logits)
             if outputs.preview_logits is not None:
                 rows["preview_logits"] = outputs.preview_logits.astype(jnp.float32)
         return rows
@@ -151,12 +163,22 @@ def make_per_example(
 
 
 def summarize(per_example: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over the examples, summed in double precision and divided once; of coefficients, how far images differ."""
+    """Means over the examples, summed in double precision and divided once; of coefficients, how far images differ.
+
+    "majority_top1" is that of always answering with the class that has most of the examples, and "balanced_accuracy"
+    the mean recall of the classes.
+    """
     means = {
         name: float(np.sum(column, dtype=np.float64) / len(column))
         for name, column in per_example.items()
-        if name not in ("confidence", "coefficients")
+        if name.removeprefix("preview_") in METRICS
     }
+    labels = per_example["label"]
+    means["majority_top1"] = float(np.bincount(labels).max() / len(labels))
+    for name in ("prediction", "preview_prediction"):
+        if name in per_example:
+            balanced = by_class.balanced_accuracy(labels, per_example[name])
+            means[name.replace("prediction", "balanced_accuracy")] = balanced
     if "coefficients" in per_example:
         means |= coefficients.spread_of(per_example["coefficients"])
     return {**means, "num_examples": len(per_example["top1"])}
@@ -164,23 +186,36 @@ def summarize(per_example: dict[str, np.ndarray]) -> dict[str, float]:
 
 def table(report: dict) -> str:
     """The report as the short table that ends a training run."""
-    rows = [("", "top-1", "top-5", "loss", "MAdds per image")]
+    classes = report.get("classes")  # an evaluation of before has none
+    columns = {"top1": "top-1", "balanced_accuracy": "balanced", "top5": "top-5", "loss": "loss"}
+    if not classes:
+        del columns["balanced_accuracy"]
+    elif len(classes) <= 5:  # of which each is among the best five
+        del columns["top5"]
+
+    def row(name, numbers, cost):
+        shown = (f"{numbers[metric]:.4f}" if metric in numbers else "" for metric in columns)
+        return name, *shown, cost
+
+    rows = [("", *columns.values(), "MAdds per image")]
+    if classes:
+        guess = {"top1": report["majority_top1"], "balanced_accuracy": 1 / sum(of["count"] > 0 for of in classes)}
+        rows.append(row("majority baseline", guess, f'to answer always "{report["majority_class"]}"'))
     if "early_termination" in report:
-        heads = [("preview", "preview_", report["preview_madds"]), ("final", "", report["madds"])]
-    else:
-        heads = [("final", "", report["madds"])]
-    for name, prefix, cost in heads:
-        top1, top5, loss = (report[prefix + metric] for metric in ("top1", "top5", "loss"))
-        rows.append((name, f"{top1:.4f}", f"{top5:.4f}", f"{loss:.4f}", f"{cost / 1e6:.2f}M"))
+        preview = {metric: report[f"preview_{metric}"] for metric in columns if f"preview_{metric}" in report}
+        rows.append(row("preview", preview, f"{report['preview_madds'] / 1e6:.2f}M"))
+    rows.append(row("final", report, f"{report['madds'] / 1e6:.2f}M"))
     if "early_termination" in report:
         early = report["early_termination"]
         cost = (
             f"{early['mean_madds'] / 1e6:.2f}M on average: {early['share']:.0%} stop at the preview "
             f"(confidence >= {early['threshold']:.3f}, {early['chosen_on']})"
         )
-        rows.append(("early termination", f"{early['top1']:.4f}", "", "", cost))
+        rows.append(row("early termination", early, cost))
     title = f"{report['split']} split, {report['num_examples']} images, step {report['step']}, averaged weights"
-    return "\n".join([title, *(f"{a:<18}{b:>8}{c:>8}{d:>9}  {e}".rstrip() for a, b, c, d, e in rows)])
+    lines = [f"{name:<18}{''.join(f'{cell:>9}' for cell in cells)}  {cost}".rstrip() for name, *cells, cost in rows]
+    of_classes = filter(None, [by_class.table(report), by_class.diagnosis(report)] if classes else [])
+    return "\n".join([title, *lines, *(f"\n{part}" for part in of_classes)])
 
 
 def provenance(config) -> dict:
@@ -197,10 +232,11 @@ def provenance(config) -> dict:
 
 
 def _head(logits, targets, labels, prefix: str) -> dict[str, jax.Array]:
-    """Top-1, top-5 (of fewer classes, all) and loss of one head: [B] each."""
+    """Prediction, top-1, top-5 (of fewer classes, all) and loss of one head: [B] each."""
     _, best = jax.lax.top_k(logits.astype(jnp.float32), min(5, logits.shape[-1]))
     hits = best == labels[:, None]
     return {
+        prefix + "prediction": best[:, 0],
         prefix + "top1": hits[:, 0].astype(jnp.float32),
         prefix + "top5": jnp.any(hits, axis=-1).astype(jnp.float32),
         prefix + "loss": losses.cross_entropy(logits, targets),

@@ -15,6 +15,7 @@ from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Answers, Rule
 from basisnet_jax.errors import UserError, one_line
 from basisnet_jax.inference import predictions
+from basisnet_jax.inference.predictions import Prediction
 from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import runs
 
@@ -30,6 +31,7 @@ def predict_files(
     *,
     export: str | None = None,
     form: str = "table",
+    top: int | None = None,
 ) -> None:
     """Prints file, label, confidence, the stage that answered and the multiply-adds spent, in the order of the inputs.
 
@@ -46,6 +48,8 @@ def predict_files(
       export: a folder that `basisnet export` wrote, whose files answer in place of a run's model; workdir is None then,
         and a threshold is one of the criterion that was exported.
       form: "table", "json" (an object a line) or "csv". Bytes of a file's name that are no UTF-8 become \\udcXX.
+      top: how many of the best classes are told with their probabilities, where there are so many; None: none but the
+        best. A JSON object then has "top", a list of {"label", "probability"}; CSV has columns of its own for each.
 
     Raises:
       UserError: there are no images, no such run or checkpoint; or, after all others were answered and each of them was
@@ -57,7 +61,7 @@ def predict_files(
             "no images given, expected basisnet predict --workdir=DIR with files, folders or - for a list on stdin"
         )
     if export is not None:
-        seen, names, answer = of_export(export, threshold)
+        seen, names, costs, answers = of_export(export, threshold)
     else:
         run = runs.load(workdir, which)
         names, seen = runs.load_classes(workdir, run.config.num_classes), run.preprocess
@@ -72,8 +76,8 @@ def predict_files(
         def answers(batches):
             return predictions.answers(run.model, batches, rule, size, predictions.normalizer(seen))
 
-        answer = make_answer(answers, costs)
-    show = printer(form, width=max(len(one_line(path)) for path in ("file", *paths)))
+    top = min(top or 0, len(names))
+    show = printer(form, max(len(one_line(path)) for path in ("file", *paths)), top)
     waiting, unread = deque(), 0  # paths that were read and have no answer yet; how many could not be read
 
     def batches():
@@ -94,54 +98,53 @@ def predict_files(
 
     # Whatever ends this, such as a closed pipe, first ends the threads that read.
     with contextlib.closing(files.read(seen, paths)) as reads:
-        for label, confidence, stage, cost in answer(batches()):
-            show(dict(zip(FIELDS, (waiting.popleft(), names[label], confidence, stage, cost), strict=True)))
+        for logits, stopped in answers(batches()):
+            for row in rows(logits, predictions.prediction(logits, stopped, costs, names), names, top):
+                show({"file": waiting.popleft(), **row})
     if unread:
         raise UserError(f"{unread} of {len(paths)} files could not be read")
 
 
-def make_answer(
-    answers: Callable[[Iterable[np.ndarray]], Iterator[Answers]], costs: dict[str, int]
-) -> Callable[[Iterable[np.ndarray]], Iterator[tuple]]:
-    """`answer(batches)`: label, confidence, stage and multiply-adds of every image in batches of uint8 [n, H, W, C]."""
-    stages = [*costs.items()]
-
-    def answer(batches):
-        for logits, stopped in answers(batches):
-            for row, stop in zip(logits, stopped, strict=True):
-                yield *labelled(row), *stages[int(stop)]
-
-    return answer
-
-
-def of_export(directory: str, threshold: float | None) -> tuple[Preprocess, list[str], Callable]:
-    """What the export sees of an image, the names of the classes, and an `answer`."""
+def of_export(directory: str, threshold: float | None) -> tuple[Preprocess, list[str], dict[str, int], Callable]:
+    """What the export sees of an image, the names of the classes, its costs, and its answers for batches."""
     exported = exports.load(directory)
     rule = exported.rule if threshold is None else exported.rule._replace(threshold=threshold)
 
-    def answers(batches):
+    def answers(batches: Iterable[np.ndarray]) -> Iterator[Answers]:
         return exported.answers(itertools.chain.from_iterable(batches), rule)
 
-    return exported.preprocess, exported.manifest["classes"], make_answer(answers, exported.costs)
+    return exported.preprocess, exported.manifest["classes"], exported.costs, answers
 
 
-def labelled(logits: np.ndarray) -> tuple[int, float]:
-    """The label of logits [classes] and its probability."""
-    return int(logits.argmax()), float(1 / np.sum(np.exp(logits - logits.max())))
+def rows(logits: np.ndarray, found: Prediction, names: list[str], top: int) -> Iterator[dict]:
+    """What is told of each image of a batch besides its file; with `top` its best classes too, by their logits."""
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
+    for i, label in enumerate(found.labels):
+        probabilities = found.probabilities[i]
+        row = (found.names[i], float(probabilities[label]), str(found.stage[i]), int(found.madds[i]))
+        told = {"top": [{"label": names[k], "probability": float(probabilities[k])} for k in best[i]]} if top else {}
+        yield dict(zip(FIELDS[1:], row, strict=True)) | told
 
 
-def printer(form: str, width: int) -> Callable[[dict], None]:
-    """`show(row)` prints one answer; what stands above all answers is printed now."""
+def printer(form: str, width: int, top: int) -> Callable[[dict], None]:
+    """`show(row)` prints one answer, with its `top` classes; what stands above all answers is printed now."""
     if form == "json":
         return lambda row: print(json.dumps(row), flush=True)
     if form == "csv":
-        writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        return lambda row: writer.writerow({**row, "file": row["file"].encode("utf-8", "backslashreplace").decode()})
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([*FIELDS, *(f"{name}_{k}" for k in range(1, top + 1) for name in ("label", "probability"))])
+
+        def write(row):
+            best = (cell for of in row.get("top", []) for cell in of.values())
+            file = row["file"].encode("utf-8", "backslashreplace").decode()
+            writer.writerow([file, *(row[field] for field in FIELDS[1:]), *best])
+
+        return write
 
     def show(row):
         numbers = f"{row['confidence']:>10.4f}  {row['stage']:<10}  {row['madds'] / 1e6:>7.2f}M"
-        print(f"{one_line(row['file']):<{width}}  {numbers}  {row['label']}", flush=True)
+        best = (f"{of['label']} {of['probability']:.4f}" for of in row.get("top", []))
+        print(f"{one_line(row['file']):<{width}}  {numbers}  {', '.join(best) or row['label']}", flush=True)
 
-    print(f"{'file':<{width}}  confidence  {'stage':<10}  {'MAdds':>8}  label")
+    print(f"{'file':<{width}}  confidence  {'stage':<10}  {'MAdds':>8}  label{', probability' if top else ''}")
     return show

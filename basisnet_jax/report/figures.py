@@ -132,6 +132,15 @@ def reliability(figure, bins: list[Bin], threshold: float | None) -> None:
 
 
 @drawn
+def confusion(figure, labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> None:
+    """Labels against predictions, of one head."""
+    figure.set_figheight(WIDTH)
+    axes = figure.add_subplot()
+    image = plots.draw_confusion(axes, labels, predictions, names)
+    figure.colorbar(image, ax=axes, location="top", label="share of the label's images", aspect=30, pad=0.02)
+
+
+@drawn
 def class_mixtures(figure, mean_CN: np.ndarray, classes: Sequence[str]) -> None:
     """A layer's mean coefficients, class x basis."""
     figure.set_figheight(0.9 + 0.17 * len(classes))

@@ -12,7 +12,7 @@ from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Point, Rule
 from basisnet_jax.errors import UserError
-from basisnet_jax.inference import evaluate
+from basisnet_jax.inference import by_class, evaluate
 from basisnet_jax.workdir import data_record, runs
 
 CALIBRATED = "early_exit.json"  # what a rule says that `basisnet calibrate` found
@@ -103,6 +103,16 @@ def stopping_curve(measured: Measured) -> tuple[list[Point], Point | None]:
     costs = madds.preview_only(items), madds.total(items)
     points = early_exit.curve(rows["confidence"], rows["preview_top1"], rows["top1"], *costs)
     return points, early_exit.at(points, measured.rule.threshold) if measured.rule else None
+
+
+def by_class_of(measured: Measured) -> dict:
+    """What evaluation.json says of these images: accuracy of each head and by class; with a rule, of both."""
+    rows, costs = measured.rows, (madds.preview_only(measured.items), madds.total(measured.items))
+    found = evaluate.summarize(rows)
+    found |= by_class.describe(rows["label"], by_class.answers(rows, measured.rule), measured.classes)
+    if measured.rule:
+        found["early_termination"] = evaluate.early_termination(rows, costs, measured.rule)
+    return found
 
 
 def origin(rule: Rule) -> str:

@@ -6,7 +6,7 @@ from basisnet_jax import madds
 from basisnet_jax.configs import default
 from basisnet_jax.early_exit import Point
 from basisnet_jax.inference import evaluate
-from basisnet_jax.report import early_termination, figures, measure, mixtures, page
+from basisnet_jax.report import classes, early_termination, figures, measure, mixtures, page
 from basisnet_jax.report.measure import Measured
 from basisnet_jax.report.page import Html, element, millions, percent
 from basisnet_jax.workdir import checkpoint, runs
@@ -18,11 +18,13 @@ def render(workdir: str, which: str | None, split: str | None, images: int) -> H
     measured = measure.measure(workdir, which, split, images)
     config = measured.run.config
     curve, chosen = measure.stopping_curve(measured)
+    found = measure.by_class_of(measured)
     return page.document(
         f"{config.dataset}: {kind(config)}",
-        page.joined(facts(measured), progress(workdir, measured), tiles(measured, chosen)),
+        page.joined(facts(measured), progress(workdir, measured), classes.warning(found), tiles(measured, chosen)),
         {
-            "Results and cost": results(measured, chosen),
+            "Results and cost": results(measured, found, chosen),
+            "Classes": classes.section(measured, found),
             "Learning curves": learning(log),
             "Early termination": early_termination.section(workdir, measured, curve, chosen),
             "Coefficients": mixtures.section(measured, images),
@@ -94,17 +96,27 @@ def tiles(measured: Measured, chosen: Point | None) -> Html:
     return element("div", *shown, class_="tiles")
 
 
-def results(measured: Measured, chosen: Point | None) -> Html:
-    """Accuracy of both heads, and where the multiply-adds go."""
-    rows, items = measured.rows, measured.items
+def results(measured: Measured, found: dict, chosen: Point | None) -> Html:
+    """Accuracy of both heads, and where the multiply-adds go; `found` as of `measure.by_class_of`."""
+    items = measured.items
     total = madds.total(items)
-    reached = []
-    for name, prefix, spent in (("preview", "preview_", madds.preview_only(items)), ("final", "", total)):
-        if f"{prefix}top1" in rows:
-            top1, top5, loss = (rows[prefix + metric].mean(dtype=float) for metric in ("top1", "top5", "loss"))
-            reached.append([name, percent(top1), percent(top5), f"{loss:.4f}", millions(spent)])
+    columns = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "top5": "top-5", "loss": "loss"}
+    if len(measured.classes) <= 5:  # each is among the best five
+        del columns["top5"]
+
+    def reached(name, numbers, spent):
+        cells = ((metric, numbers.get(metric)) for metric in columns)
+        shown = ("" if x is None else f"{x:.4f}" if metric == "loss" else percent(x) for metric, x in cells)
+        return [name, *shown, spent]
+
+    accuracies = [reached(f"always “{found['majority_class']}”", {"top1": found["majority_top1"]}, "")]
+    if measured.has_preview:
+        preview = {metric: found[f"preview_{metric}"] for metric in columns}
+        accuracies.append(reached("preview", preview, millions(madds.preview_only(items))))
+    accuracies.append(reached("final", found, millions(total)))
     if chosen:
-        reached.append(["early termination", percent(chosen.top1), "", "", millions(chosen.mean_madds)])
+        early = found["early_termination"]
+        accuracies.append(reached("early termination", early, millions(chosen.mean_madds)))
     params: dict[str, int] = {}
     for item in items:
         params[item.stage] = params.get(item.stage, 0) + item.params
@@ -118,9 +130,10 @@ def results(measured: Measured, chosen: Point | None) -> Html:
     return page.joined(
         page.figures(
             page.table(
-                ("", "top-1", "top-5", "loss", "MAdds"),
-                reached,
-                caption=f"Accuracy on the {measured.split} split, {len(rows['top1']):,} images; MAdds of an image.",
+                ("", *columns.values(), "MAdds"),
+                accuracies,
+                caption=f"Accuracy on the {measured.split} split, {found['num_examples']:,} images; MAdds of an image. "
+                "Balanced accuracy is the mean recall of the classes.",
             ),
             page.table(
                 ("part", "MAdds", "share", "parameters"),

@@ -15,7 +15,8 @@ from basisnet_jax.report.page import Html, element, millions, percent
 # All other columns are settings: runs that agree in all of these differ in their seed alone.
 NO_SETTING = re.compile(
     r"((raw|train|preview|early_termination)_)*"
-    r"(top1|top5|loss|num_examples|madds|mean_madds|share|threshold|criterion|temperature|chosen_on|step|split|weights"
+    r"(top1|top5|loss|balanced_accuracy|majority_top1|majority_class|coefficient_entropy|coefficient_information"
+    r"|num_examples|madds|mean_madds|share|threshold|criterion|temperature|chosen_on|step|split|weights"
     r"|run|seed|commit|device|jax|time|wall_\w+)"
 )
 AVERAGED = ("top1", "madds", "early_termination_top1", "early_termination_mean_madds", "preview_top1", "train_top1")

@@ -43,7 +43,7 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from basisnet_jax import parsing, plots
+from basisnet_jax import models, parsing, plots
 from basisnet_jax.data import pipeline
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.data.source import Source
@@ -131,6 +131,7 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[.
     flags += [f"--{key}={value}" for key, value in overrides.items() if key.startswith("config.")]
     try:
         config = parsing.read_config(flags)
+        models.check_preview(config)
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
@@ -274,8 +275,9 @@ def row(run: Variant, found: dict, keys: list[str]) -> dict:
     config = run.config
     baseline = "dynamic" if config.routing.hidden else "condconv"
     found = {name: value for name, value in found.items() if name != "provenance"} | found["provenance"]
-    metrics = {name.replace(".", "_"): value for name, value in runs.flat(found).items()}
-    metrics.pop("early_termination_curve", None)
+    # Lists are the curve and what is told by class: no columns.
+    flat = runs.flat(found).items()
+    metrics = {name.replace(".", "_"): value for name, value in flat if not isinstance(value, list)}
     first = {
         "run": run.name,
         "model": baseline if config.model == "routed" else config.model,

@@ -11,15 +11,15 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import early_exit, models, plots
+from basisnet_jax import early_exit, models
 from basisnet_jax.configs import default
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
-from basisnet_jax.inference import evaluate, predictions
+from basisnet_jax.inference import by_class, evaluate, predictions
 from basisnet_jax.training import loop
 from basisnet_jax.training.step import build_step
-from basisnet_jax.workdir import checkpoint, files, runs
+from basisnet_jax.workdir import checkpoint, runs
 
 OWN_BATCHES = "batches given to fit"  # the data set in config.json: no command finds it
 Batch = dict[str, np.ndarray]  # "image" [B, ...] and "label" [B]
@@ -146,11 +146,11 @@ def fit(
         nnx.update(model, *map(nnx.State, weights))
         model.eval()
         if validation is not None:
-            report = validated(model, held_out(state), examples["image"].shape[1:], max_drop, num_steps)
+            rows = held_out(state)
+            names = [*(getattr(model, "names", None) or map(str, range(config.num_classes)))]
+            report = validated(model, rows, examples["image"].shape[1:], max_drop, num_steps, names)
             if workdir is not None:
-                files.write_json(os.path.join(workdir, "evaluation.json"), report)
-                if "early_termination" in report:
-                    plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
+                evaluate.write(report, rows, getattr(model, "rule", None), names, workdir)
     return report
 
 
@@ -214,7 +214,9 @@ def num_classes(functions: models.Functional, normalize: Callable, images: np.nd
     return jax.eval_shape(logits, functions.params, functions.batch_stats, images).shape[-1]
 
 
-def validated(model: nnx.Module, rows: dict, shape: tuple[int, ...], max_drop: float, step: int) -> dict:
+def validated(
+    model: nnx.Module, rows: dict, shape: tuple[int, ...], max_drop: float, step: int, names: list[str]
+) -> dict:
     """The report on the validation examples; of a BasisNet the threshold is chosen and left in `model.rule`."""
     costs = predictions.costs_of(model, shape)
     report = {**evaluate.summarize(rows), "madds": max(costs.values()), "step": step, "split": "validation"}
@@ -226,4 +228,4 @@ def validated(model: nnx.Module, rows: dict, shape: tuple[int, ...], max_drop: f
             "preview_madds": costs["preview"],
             "early_termination": evaluate.early_termination(rows, pair, model.rule),
         }
-    return report
+    return report | by_class.describe(rows["label"], by_class.answers(rows, getattr(model, "rule", None)), names)

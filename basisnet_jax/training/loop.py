@@ -58,6 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
     model = models.create(config)
     functions = models.functional(model)
     if checkpoint.newest(workdir) is None:
+        models.check_preview(config)
         functions = initial_weights.initialized(config, functions)
     teacher = distillation.load(config)
     if teacher:

@@ -16,7 +16,7 @@ import basisnet_jax
 from basisnet_jax import basis, cli, early_exit, export, models, preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
-from basisnet_jax.export import onnx
+from basisnet_jax.export import onnx, stages
 from basisnet_jax.export.stages import folded as fold
 from basisnet_jax.networks import batch_norm
 from basisnet_jax.training import initial_weights
@@ -172,21 +172,50 @@ def test_no_weight_is_stored_twice(format, workdir, large, exported, tmp_path):
 
 @needs_extra
 @pytest.mark.slow
-def test_smaller_weights_cost_accuracy_that_is_measured(make_run, tiny, data_dir, tmp_path):
-    workdir = make_run(tiny(**{"data_dir": data_dir, "basis.num_bases": 64}), tmp_path / "run")
+def test_smaller_weights_cost_accuracy_that_is_measured(make_run, tiny, data_dir, tmp_path, capsys):
+    """With few bases too, and the sizes of all precisions are told."""
+    more = {"basis.num_bases": 4, "network.head_features": 512}
+    workdir = make_run(tiny(data_dir=data_dir, **more), tmp_path / "run")
     found = {}
     for precision in ("float32", "float16", "int8"):
         flags = [f"--precision={precision}", "--threshold=0.5", f"--output={tmp_path / precision}"]
         assert cli.main(["export", f"--workdir={workdir}", "--format=tflite", *flags]) == 0
+        printed = capsys.readouterr().out
+        assert "the median of 20 calls on one thread" in printed
         manifest = manifest_of(tmp_path / precision)
         assert manifest["precision"] == precision and 0 < manifest["verification"]["top1"] < 1
         found[precision] = manifest["verification"]
+        computed = manifest["weight_bytes"]
+        assert all(f"{name} {size / 2**20:.2f} MiB" in printed for name, size in computed.items())
+        assert list(computed) == ["float32", "float16", "int8"]
     sizes, differences = (
         [of(verification) for verification in found.values()]
         for of in (lambda v: v["bytes"]["model.tflite"], lambda v: max(v["largest_difference"].values()))
     )
-    assert sizes[0] > 1.5 * sizes[1] > 1.5 * 1.3 * sizes[2]
+    # What is no weight, the graph, is the same in all files, but for the scales.
+    graph = [size - weights for size, weights in zip(sizes, computed.values(), strict=True)]
+    assert np.ptp(graph) < 0.1 * computed["float16"]
     assert differences[0] < 1e-4 < differences[1] < 1e-2 and differences[1] < differences[2] < 0.2
+
+
+def test_bases_that_are_stored_for_one_scale_are_the_same(config, images):
+    """Each output channel has the largest magnitude 1, of which int8 is a fixed fraction."""
+    model, seen, rule = models.create(config), preprocess.of(config), early_exit.Rule()
+    model.eval()
+    plain, scaled = (stages.of(model, seen, rule, "hwio", one_scale=one) for one in (False, True))
+    outputs = plain[0](images[:1])
+    for one, other in zip(plain, scaled, strict=True):
+        given = [images[:1], outputs["coefficients"]][: len(one.inputs)]
+        np.testing.assert_allclose(one(*given)["logits"], other(*given)["logits"], rtol=1e-4, atol=1e-5)
+    layer = next(iter(basis.basis_layers(model).values()))
+    kernels = np.array(layer.layer.kernel[...])
+    kernels[..., 0] *= 100  # as of a batch norm that is folded
+    layer.layer.kernel.set_value(kernels)
+    mixed = stages.MixedConv(layer, "hwio", True)
+    stored = np.asarray(mixed.layer.kernel[...]).reshape(kernels.shape)
+    np.testing.assert_allclose(np.abs(stored).max(axis=(0, 1, 2, 3)), 1, rtol=1e-6)
+    rounded = np.round(stored * 127) / 127 * np.asarray(mixed.scale[...])
+    np.testing.assert_allclose(rounded[..., 1:], kernels[..., 1:], atol=0.51 / 127 * np.abs(kernels[..., 1:]).max())
 
 
 @needs_extra

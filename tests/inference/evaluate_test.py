@@ -1,14 +1,19 @@
 """Evaluation: exact for any batch size, right for few classes, and told in a table."""
 
+import csv
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from basisnet_jax import models, plots, preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.distributed import partition
 from basisnet_jax.inference import evaluate
+from basisnet_jax.workdir import runs
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,42 @@ def test_padded_evaluation_equals_unpadded(config):
     summary = evaluate.summarize(padded)
     assert summary["num_examples"] == 360
     assert summary["top1"] == pytest.approx(np.mean(whole["top1"], dtype=np.float64), abs=1e-12)
+
+
+def test_results_by_class_are_exact_whatever_the_batches(config, make_run, tmp_path):
+    """By scikit-learn, from what the model itself answers, all images at once."""
+    config = config.copy_and_resolve_references()
+    config.eval_batch_size = 77
+    workdir = make_run(config, tmp_path)
+    report = evaluate.evaluate(config, workdir, threshold=0.5)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+    run, whole = runs.load(workdir), config.copy_and_resolve_references()
+    whole.eval_batch_size = 360
+    [batch] = list(pipeline.open(whole).eval_batches("test"))
+    outputs = run.functions.evaluate(run.params, run.batch_stats, run.preprocess.normalize(batch["image"]))
+    labels, preview, final = batch["label"], *(np.argmax(x, -1) for x in (outputs.preview_logits, outputs.logits))
+    stops = np.asarray(jax.nn.softmax(outputs.preview_logits)).max(-1) >= 0.5
+    early = np.where(stops, preview, final)
+    assert 0 < stops.mean() < 1
+    with open(tmp_path / "confusion.csv", newline="") as file:
+        pairs = list(csv.DictReader(file))
+    for head, prefix, answers in (
+        ("preview", "preview_", preview),
+        ("final", "", final),
+        ("early_termination", "", early),
+    ):
+        of = report["early_termination"] if head == "early_termination" else report
+        assert of[f"{prefix}top1"] == pytest.approx(metrics.accuracy_score(labels, answers))
+        balanced = metrics.balanced_accuracy_score(labels, answers)
+        assert of[f"{prefix}balanced_accuracy"] == pytest.approx(balanced)
+        matrix = metrics.confusion_matrix(labels, answers)
+        told = np.zeros_like(matrix)
+        for pair in pairs:
+            told[int(pair["label"]), int(pair["prediction"])] = pair[head]
+        np.testing.assert_array_equal(told, matrix)
+    table = evaluate.table(report)
+    assert "majority baseline" in table and f"{report['balanced_accuracy']:.4f}" in table
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ranks_and_few_classes():

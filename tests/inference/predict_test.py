@@ -312,6 +312,33 @@ def test_csv(predict, workdir, digits, capsys):
         assert {**read, "confidence": float(read["confidence"]), "madds": int(read["madds"])} == row
 
 
+@pytest.mark.parametrize("threshold", [0, 1.1])
+def test_the_best_classes(predict, workdir, digits, capsys, threshold):
+    paths, images = digits
+    run = runs.load(workdir)
+    outputs = run.functions.evaluate(run.params, run.batch_stats, run.preprocess.normalize(images))
+    expected = np.asarray(jax.nn.softmax(outputs.logits if threshold else outputs.preview_logits))
+    flag = f"--threshold={threshold}"
+    plain, _ = predict(workdir, *paths, flag)
+    rows, _ = predict(workdir, *paths, flag, "--top=3")
+    assert [{name: row[name] for name in row if name != "top"} for row in rows] == plain
+    for row, probabilities in zip(rows, expected, strict=True):
+        order = np.argsort(-probabilities)[:3]
+        assert [of["label"] for of in row["top"]] == [str(label) for label in order]
+        np.testing.assert_allclose([of["probability"] for of in row["top"]], probabilities[order], rtol=1e-4)
+        assert row["top"][0] == {"label": row["label"], "probability": row["confidence"]}
+    everything, _ = predict(workdir, paths[0], flag, "--top=99")
+    assert len(everything[0]["top"]) == 10
+    assert sum(of["probability"] for of in everything[0]["top"]) == pytest.approx(1, abs=1e-5)
+    assert cli.main(["predict", f"--workdir={workdir}", "--csv", "--top=2", flag, *paths]) == 0
+    for read, row in zip(csv.DictReader(io.StringIO(capsys.readouterr().out)), rows, strict=True):
+        told = [(read[f"label_{k}"], float(read[f"probability_{k}"])) for k in (1, 2)]
+        assert told == [(of["label"], of["probability"]) for of in row["top"][:2]] and len(read) == 9
+    assert cli.main(["predict", f"--workdir={workdir}", "--top=2", flag, paths[0]]) == 0
+    best = ", ".join(f"{of['label']} {of['probability']:.4f}" for of in rows[0]["top"][:2])
+    assert capsys.readouterr().out.splitlines()[1].endswith(f"M  {best}")
+
+
 def test_odd_files_into_three_channels(predict, static_workdir, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (24, 40), np.uint8)
     images = {

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from basisnet_jax import cli
+from basisnet_jax.inference import by_class
 from basisnet_jax.report import measure, page, sweep
 
 NAMES = ["<b>zero</b>", "$1$", *"23456789"]
@@ -84,8 +85,14 @@ def test_the_numbers_are_those_of_evaluation_and_calibration(calibrated, capsys)
     workdir, evaluation, calibration = calibrated
     content = shown(workdir, capsys)
     text, early = text_of(content), evaluation["early_termination"]
-    for name in ("top1", "preview_top1", "top5", "preview_top5"):
+    for name in ("top1", "preview_top1", "top5", "preview_top5", "balanced_accuracy", "preview_balanced_accuracy"):
         assert page.percent(evaluation[name]) in text
+    assert page.percent(evaluation["majority_top1"]) in text and page.percent(early["balanced_accuracy"]) in text
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", content)]
+    for of in evaluation["classes"]:
+        shares = (of[f"{head}{name}"] for head in by_class.HEADS.values() for name in ("precision", "recall"))
+        cells = ["" if share is None else page.percent(share, 1) for share in shares]
+        assert [html.escape(of["class"]), f"{of['count']}", *cells] in rows
     for name in ("loss", "preview_loss"):
         assert f"{evaluation[name]:.4f}" in text
     for cost in (evaluation["madds"], evaluation["preview_madds"], early["mean_madds"]):
@@ -138,7 +145,7 @@ def test_what_is_not_there_is_left_out_or_told(workdir, make_run, tiny, data_dir
     assert "Learning curves" in sections(uncalibrated) and "Coefficients" in sections(uncalibrated)
 
     static = shown(make_run(tiny(model="static", data_dir=data_dir), tmp_path / "static"), capsys)
-    assert sections(static) == ["Results and cost", "Images", "Configuration", "How to make this page again"]
+    assert sections(static) == ["Results and cost", "Classes", "Images", "Configuration", "How to make this page again"]
     assert "preview" not in text_of(static.split("<h2>Configuration")[0])
 
     shared = tiny(data_dir=data_dir, **{"coefficients.shared": True})

@@ -233,7 +233,7 @@ def test_a_finished_run_is_not_trained_again(copy, flags, capsys):
     assert "has finished its 16 steps" in capsys.readouterr().out
     assert evaluation(copy) == report
     after = file_times(copy)
-    for remade in ("evaluation.json", "early_termination.png"):
+    for remade in ("evaluation.json", "early_termination.png", "confusion.csv", "confusion.png"):
         assert after.pop(f"{copy}/{remade}") != before.pop(f"{copy}/{remade}")
     assert after == before
 
