@@ -102,7 +102,7 @@ def with_bases(
       rngs: its stream "params" is drawn from; None: `nnx.Rngs(0)`.
 
     Raises:
-      ValueError: no layer was chosen, one was that cannot have one kernel for each example, or the network has bases.
+      ValueError: no layer was chosen, one was that cannot have one kernel for each example, or that has bases.
 
     Example:
       >>> network = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.relu)
@@ -112,8 +112,7 @@ def with_bases(
     """
     if num_bases < 1:
         raise ValueError(f"num_bases={num_bases}, expected at least 1")
-    if basis_layers(network):
-        raise ValueError("the network has bases already: give the network as it was before")
+    before = basis_layers(network)
     chosen = where or _default(network)
     rngs = rngs or nnx.Rngs(0)
     exchanged: dict[int, nnx.Param] = {}  # by the identity of the kernel: layers that share one go on sharing
@@ -121,7 +120,11 @@ def with_bases(
 
     def exchange(path, module):
         path = "/".join(map(str, path))
-        if not isinstance(module, nnx.Module):
+        if not isinstance(module, nnx.Module) or path in before:
+            return module
+        if owner := next((name for name in before if f"{path}/".startswith(f"{name}/")), None):
+            if path == f"{owner}/layer" and chosen(owner, module):
+                raise ValueError(f"{owner}: has bases already; choose other layers by where=")
             return module
         inside = basis_layers(module)
         if isinstance(module, nnx.WeightNorm | nnx.SpectralNorm) and inside:
@@ -141,7 +144,7 @@ def with_bases(
         return layers.of(path, module, exchanged[id(module.kernel)])
 
     network = nnx.recursive_map(exchange, nnx.clone(network))
-    if not basis_layers(network):
+    if not exchanged:
         raise ValueError("no layer of the network was chosen to get bases")
     if left_out:
         names = ", ".join(left_out)

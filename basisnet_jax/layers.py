@@ -157,7 +157,7 @@ class BasisConv(BasisLayer):
 
     def padded(self, x):
         """Of the paddings that only `nnx.Conv` knows, x as it pads it."""
-        if self.layer.padding not in PAD_MODES:
+        if not pads_first(self.layer):
             return x
         reach = [(size - 1) * d for size, d in zip(self.layer.kernel_size, self.geometry["dilation"], strict=True)]
         sides = [(n, 0) if self.layer.padding == "CAUSAL" else (n // 2, (n + 1) // 2) for n in reach]
@@ -168,7 +168,7 @@ class BasisConv(BasisLayer):
         """The arguments of `conv.conv_per_example` that are not arrays."""
         return {
             "strides": per_dimension(self.layer.strides, self.layer),
-            "padding": "VALID" if self.layer.padding in PAD_MODES else explicit(self.layer),
+            "padding": "VALID" if pads_first(self.layer) else explicit(self.layer),
             "dilation": per_dimension(self.layer.kernel_dilation, self.layer),
             "groups": self.layer.feature_group_count,
         }
@@ -227,7 +227,10 @@ class BasisOther(BasisLayer):
             return y
 
         x = x if several else x[:, None]  # the layer sees a batch: the example's rows
-        y = self.mixed_and_applied(x, self.layer.kernel[...], OWN_CODE, jax.vmap(own_code))
+        over_examples = jax.vmap(own_code)
+        if jax.export.is_symbolic_dim(x.shape[0]):  # in an export, which cannot have a convolution for each of b
+            over_examples = lambda x, kernels: jax.lax.map(lambda pair: own_code(*pair), (x, kernels))  # noqa: E731
+        y = self.mixed_and_applied(x, self.layer.kernel[...], OWN_CODE, over_examples)
         return y if several else y[:, 0]
 
 
@@ -265,8 +268,15 @@ def is_plain(layer: nnx.Module, kind: type[nnx.Conv] | type[nnx.Linear]) -> bool
         return False
     if kind is nnx.Linear:
         return layer.dot_general is jax.lax.dot_general
+    if layer.padding == "CAUSAL" and len(layer.kernel_size) > 1:  # which nnx.Conv refuses when called
+        return False
     ours = layer.conv_general_dilated in (jax.lax.conv_general_dilated, conv_lib.conv_general_dilated)
     return ours and set(per_dimension(layer.input_dilation, layer)) == {1}
+
+
+def pads_first(layer: nnx.Conv) -> bool:
+    """Whether a convolution's padding is one that lax has not."""
+    return isinstance(layer.padding, str) and layer.padding in PAD_MODES
 
 
 def has_kernel(module: nnx.Module) -> bool:

@@ -212,6 +212,22 @@ def test_vmap_over_the_examples(kind):
     np.testing.assert_allclose(y[1], run(layer, COEFFICIENTS, more[1]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["conv", "subclass", "dense"])
+def test_the_batch_may_be_a_symbol_as_in_exports(kind):
+    make, shape = {
+        **KINDS,
+        "conv": (lambda: nnx.Conv(5, 4, (3, 3), rngs=R), IMAGES),
+        "dense": (lambda: nnx.Linear(5, 4, rngs=R), ROWS),
+    }[kind]
+    layer = with_bases(make())
+    for rows in ("b", "2*b"):
+        sizes = jax.export.symbolic_shape(f"b, {rows}")
+        specs = jax.ShapeDtypeStruct((sizes[0], N), "float32"), jax.ShapeDtypeStruct((sizes[1], *shape[1:]), "float32")
+        exported = jax.export.export(jax.jit(lambda coefficients, x: run(nnx.clone(layer), coefficients, x)))(*specs)
+        x = normal(0, (4 * (1 + (rows != "b")), *shape[1:]))
+        np.testing.assert_allclose(exported.call(COEFFICIENTS, x), run(layer, COEFFICIENTS, x), rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_told_apart_is_refused():
     conv, linear = (
         with_bases(make()) for make in (lambda: nnx.Conv(5, 4, (3, 3), rngs=R), lambda: nnx.Linear(5, 4, rngs=R))
@@ -219,7 +235,7 @@ def test_what_cannot_be_told_apart_is_refused():
     for call, shape, words in (
         (lambda x: run(conv, COEFFICIENTS, x), (5, 6, 7, 5), "coefficients of 4 examples for a batch of 5"),
         (lambda x: run(conv, COEFFICIENTS, x), (2, 6, 7, 5), "coefficients of 4 examples for a batch of 2"),
-        (lambda x: run(conv, COEFFICIENTS, x), (4, 7, 5), r"\(4, 7, 5\) without a batch"),
+        (lambda x: run(conv, COEFFICIENTS, x), (4, 7, 5), r"\(4, 7, 5\), no batch"),
         (lambda x: run(linear, COEFFICIENTS, x), (8, 4, 5), "which axis of .8, 4, 5. is that of the 4 examples"),
     ):
         with pytest.raises(ValueError, match=f"^0: .*{words}"):
@@ -306,8 +322,9 @@ def test_code_that_changes_what_examples_share_is_refused():
 def test_mistakes_are_refused_at_once():
     network = nnx.List([nnx.Linear(5, 4, rngs=R)])
     bases = basis.with_bases(network, 4)
-    with pytest.raises(ValueError, match="has bases already"):
-        basis.with_bases(bases, 4)
+    for where in (None, basis.matching("0"), lambda path, layer: isinstance(layer, nnx.Linear)):
+        with pytest.raises(ValueError, match="^0: has bases already"):
+            basis.with_bases(bases, 4, where=where)
     with pytest.raises(ValueError, match=r"coefficients of 5 bases, shape \(2, 1, 5\), for layers of 4 bases"):
         run(bases, jnp.ones((2, 5)), jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="coefficients of 5 bases"):

@@ -135,7 +135,7 @@ class MixedConv(basis.BasisConv):
 def is_known(layer: nnx.Module) -> bool:
     """Whether `convolve` does what the layer does: a 2-D convolution, with no code, mask or padding of its own kind."""
     is_plain = layers.is_plain(layer, nnx.Conv) and len(layer.kernel_size) == 2
-    return is_plain and layer.mask is None and layer.padding not in layers.PAD_MODES
+    return is_plain and layer.mask is None and not layers.pads_first(layer)
 
 
 def laid_out(kernels: jax.Array, layout: str) -> np.ndarray:

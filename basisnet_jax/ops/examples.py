@@ -27,20 +27,21 @@ def by_example(x: jax.Array, run: Callable, coefficients_BN: jax.Array, rank: in
       ValueError: x is of another number of examples, or it is not clear which axis has them.
     """
     examples, rows = coefficients_BN.shape[0], x.shape[0] if x.ndim > rank else 0
+    mapped = _mapped(x) if examples != 1 and _mapped(coefficients_BN) is None else None
+    if rows == examples and mapped != examples:  # first, because an export's batch is a symbol that compares with none
+        return run(x, False)
     fits = rows == examples or (0 < examples <= rows and rows % examples == 0)
-    if 1 < examples == _mapped(x) and _mapped(coefficients_BN) is None:  # jax.vmap over the examples
+    if mapped == examples:  # jax.vmap over the examples
         if not fits:
             return _all_at_once(x, lambda x: by_example(x, run, coefficients_BN, rank, name), examples)
-    elif rows == examples:
-        return run(x, False)
-    elif rows == 0 and examples == 1:
+    elif x.ndim <= rank and examples == 1:
         return run(x[None], False)[0]
     elif fits and (examples == 1 or examples not in x.shape[1 : x.ndim - rank]):
         y = run(x.reshape(examples, -1, *x.shape[1:]), True)
         return y.reshape(rows, *y.shape[2:])
     if fits:
         raise ValueError(f"{name}: which axis of {x.shape} is that of the {examples} examples? {EXPECTED}")
-    given = f"coefficients of {examples} examples for a batch of {rows}" if rows else f"{x.shape} without a batch"
+    given = f"coefficients of {examples} examples for a batch of {rows}" if x.ndim > rank else f"{x.shape}, no batch"
     raise ValueError(f"{name}: got {given}; {EXPECTED}")
 
 
