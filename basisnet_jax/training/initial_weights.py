@@ -42,7 +42,7 @@ def _differing(theirs, ours, network: str) -> list[str]:
     """What changes the result of the same weights and is set otherwise there, as flags that would set it so here."""
     pairs = [(field, theirs[field], ours[field]) for field in ("mean", "stddev")]
     fields = ("padding", "epsilon")
-    both = theirs.network.keys() & ours[network].keys()
+    both = {*theirs.network} & {*ours[network]}
     pairs += [(f"{network}.{field}", theirs.network[field], ours[network][field]) for field in fields if field in both]
     return [f"--config.{name}={given}" for name, given, here in pairs if given != here]
 
