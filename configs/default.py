@@ -53,8 +53,8 @@ def get_config(arg=""):
     config.eval_crop = 1.0  # side of the central square that is evaluated, as a share of the shorter side
 
     # Model: "basisnet"; "static", `network` alone; or "routed" (CondConv, dynamic convolution), `network` with bases
-    # that its own layers mix, without a preview. A field of a network that is None keeps the paper's value. A network of
-    # one's own is named PACKAGE.MODULE:FACTORY; its section then has only the fields that are given with it, and the
+    # that its own layers mix, without a preview. A field of a network that is None keeps the paper's value. A network
+    # of one's own is named PACKAGE.MODULE:FACTORY; its section then has only the fields that are given with it, and the
     # factory takes all of them (docs/guides/your_network.md).
     config.model = "basisnet"
     config.dtype = "float32"  # of the computation, or "bfloat16"; params and statistics are float32
