@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from basisnet_jax import basis, coefficients
+from basisnet_jax import basis, calling, coefficients
 from basisnet_jax.basisnet import Outputs
 from basisnet_jax.classifier import Classifier
 from basisnet_jax.ops import initializers
@@ -64,8 +64,9 @@ class Unit(nnx.Module):
 class Routed(Classifier):
     """A network with units in it: images [B, H, W, C] to `Outputs`, their coefficients [B, units, N] included."""
 
-    def __init__(self, network: nnx.Module):
+    def __init__(self, network: nnx.Module, rngs: nnx.Rngs):
         self.network = network
+        self.rngs = nnx.Rngs(rngs.params()) if "rngs" in calling.names_of(network) else None
 
     def units(self) -> dict[str, Unit]:
         return {_joined(path): module for path, module in nnx.iter_modules(self.network) if isinstance(module, Unit)}
@@ -75,7 +76,7 @@ class Routed(Classifier):
         return list(self.units())
 
     def __call__(self, images: jax.Array) -> Outputs:
-        logits = self.network(images)
+        logits = self.network(images, **calling.in_mode(self.network, self.deterministic, self.rngs))
         units = self.units().values()
         coefficients_BKN = jnp.concatenate([unit.coefficients for unit in units], axis=1)
         for unit in units:  # nothing that depends on the batch stays
@@ -126,7 +127,7 @@ def routed(
             rngs=rngs,
         )
 
-    return Routed(nnx.recursive_map(exchange, nnx.clone(network)))
+    return Routed(nnx.recursive_map(exchange, nnx.clone(network)), rngs)
 
 
 def _joined(path) -> str:

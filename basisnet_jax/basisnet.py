@@ -4,7 +4,6 @@ The form of the coefficients (one softmax over the bases for each layer) is our 
 assumption; sigmoid, temperature and one vector for all layers are here to be compared with it.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, coefficients
+from basisnet_jax import basis, calling, coefficients
 from basisnet_jax.classifier import Classifier
 from basisnet_jax.ops import initializers
 from basisnet_jax.ops.platforms import platform
@@ -35,7 +34,9 @@ class Outputs(NamedTuple):
 class BasisNet(Classifier):
     """Two stages: `preview_stage` on every image, `specialist_stage` where the preview is not confident.
 
-    Keywords of a call, such as `rngs` or `training`, go on to those of the two networks that take them.
+    What a call is given besides the images, such as `rngs` or `training`, goes on to those of the two networks that
+    take it. After `train()` or `eval()` a network whose call takes `training`, or another of `calling.IN_TRAINING`, is
+    told so without being given it.
 
     Args:
       specialist: a network that went through `basis.with_bases`.
@@ -44,7 +45,8 @@ class BasisNet(Classifier):
         networks of this package) is used by these, with its `dropout` between them if it has one.
       preview_size: side in pixels to which images [B, H, W, C] are resized for the preview; None: it sees them as they
         are, of any shape.
-      view: in place of `preview_size`, a function of the images to what the preview sees.
+      view: in place of `preview_size`, a function of the images to what the preview sees. For other layouts than
+        [B, H, W, C] it takes the place of `preview_size`.
       classifier: path of the preview's linear layer that gives the logits, such as "head"; None: the last one defined.
       activation: "softmax" (coefficients of a layer sum to one) or "sigmoid" (each on its own).
       temperature: the activation's argument is divided by it; higher is more even. Training may start higher.
@@ -102,6 +104,8 @@ class BasisNet(Classifier):
         self.num_vectors = 1 if shared else len(layers)
         self.num_bases = counts.pop()
         self.basis_dropout = coefficients.BasisDropout(dropout, dropout_per, rngs)
+        takes_rngs = any("rngs" in calling.names_of(call) for call in (self.preview_call, specialist))
+        self.rngs = nnx.Rngs(rngs.params()) if takes_rngs else None
         # Nearly even coefficients at first: every basis gets gradient from every example.
         self.coefficient_head = nnx.Linear(
             preview.classifier.in_features,
@@ -114,12 +118,17 @@ class BasisNet(Classifier):
         """What each of the K vectors of coefficients mixes."""
         return list(basis.basis_layers(self.specialist)) if self.num_vectors > 1 else ["all layers"]
 
+    @property
+    def preview_call(self) -> Callable:
+        return self.preview.network if isinstance(self.preview, Tapped) else self.preview.features
+
     def preview_stage(self, images: jax.Array, **keywords) -> tuple[jax.Array, jax.Array]:
         """Images [B, H, W, C] to the first prediction [B, classes] and the coefficients [B, K, N], float32."""
         if self.view is not None:
             images = self.view(images)
         elif self.preview_size is not None:
             images = resize(images, self.preview_size)
+        keywords = calling.in_mode(self.preview_call, self.deterministic, self.rngs) | keywords
         if isinstance(self.preview, Tapped):
             features, logits = self.preview(images, **keywords)
         else:
@@ -133,12 +142,16 @@ class BasisNet(Classifier):
 
     def specialist_stage(self, images: jax.Array, coefficients_BKN: jax.Array, **keywords) -> jax.Array:
         """The final prediction [B, classes], each image's by kernels mixed with its own coefficients."""
+        keywords = calling.in_mode(self.specialist, self.deterministic, self.rngs) | keywords
         with basis.mixed(self.specialist, coefficients_BKN):
             return self.specialist(images, **keywords)
 
-    def __call__(self, images: jax.Array, **keywords) -> Outputs:
-        calls = [self.preview.network if isinstance(self.preview, Tapped) else self.preview.features, self.specialist]
-        of_preview, of_specialist = (taken(call, keywords) for call in calls)
+    def __call__(self, images: jax.Array, *args, **keywords) -> Outputs:
+        by_position = calling.named(self.specialist, args)
+        if twice := by_position.keys() & keywords.keys():
+            raise TypeError(f"{min(twice)!r} is given by position and by keyword")
+        keywords |= by_position
+        of_preview, of_specialist = (calling.taken(call, keywords) for call in (self.preview_call, self.specialist))
         if unknown := keywords.keys() - of_preview.keys() - of_specialist.keys():
             raise TypeError(f"neither preview nor specialist takes the keyword {min(unknown)!r}")
         preview_logits, coefficients_BKN = self.preview_stage(images, **of_preview)
@@ -195,9 +208,9 @@ class Tap(nnx.Module):
         self.layer = layer
         self.seen: tuple[jax.Array, jax.Array] | None = nnx.data(None)
 
-    def __call__(self, x):
-        y = self.layer(x)
-        self.seen = x, y
+    def __call__(self, inputs, *args, **keywords):
+        y = self.layer(inputs, *args, **keywords)
+        self.seen = inputs, y
         return y
 
 
@@ -215,14 +228,6 @@ def in_order(network: nnx.Module, path: str = "") -> Iterator[tuple[str, nnx.Mod
     for name, child in children.items():
         if not str(name).startswith("_pytree"):
             yield from in_order(child, f"{path}/{name}".removeprefix("/"))
-
-
-def taken(call: Callable, keywords: dict) -> dict:
-    """Those of the keywords that a network's call takes."""
-    known = inspect.signature(call).parameters.values()
-    if any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in known):
-        return keywords
-    return {name: keywords[name] for name in keywords.keys() & {parameter.name for parameter in known}}
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flax import nnx
 
+from basisnet_jax import calling
 from basisnet_jax.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Classifier(nnx.Module):
     preprocess: Preprocess | None = None  # None: images are given as the network takes them
     names: tuple[str, ...] | None = None  # of the classes, by label
     config_json: str | None = None  # of the config that makes it; None: it was made otherwise
+    deterministic: bool | None = None  # False after `train()`, True after `eval()`
     rule: "Rule | None" = None  # when an image stops at the preview; None: no image does
 
     def predict(
@@ -33,3 +35,14 @@ class Classifier(nnx.Module):
         from basisnet_jax.inference import predictions
 
         return predictions.predict(self, images, threshold=threshold, batch_size=batch_size)
+
+
+class Static(Classifier):
+    """A network of one's own, images to logits [B, classes], as a model: it is told whether it trains, and predicts."""
+
+    def __init__(self, network: nnx.Module, rngs: nnx.Rngs):
+        self.network = network
+        self.rngs = nnx.Rngs(rngs.params()) if "rngs" in calling.names_of(network) else None
+
+    def __call__(self, images, **keywords):
+        return self.network(images, **calling.in_mode(self.network, self.deterministic, self.rngs) | keywords)

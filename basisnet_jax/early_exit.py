@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis
+from basisnet_jax import basis, calling
 from basisnet_jax.basisnet import BasisNet
 
 CRITERIA = ("max_softmax", "margin", "entropy")
@@ -220,7 +220,8 @@ def _programs(graph, tree, rule: Rule, prepare: Callable) -> list[Callable]:
         return model.specialist_stage(prepare(images), coefficients).astype(jnp.float32)
 
     def synthesized(model, image, coefficients):
-        return basis.synthesize(model.specialist, coefficients[0])(prepare(image)).astype(jnp.float32)
+        plain = basis.synthesize(model.specialist, coefficients[0])
+        return plain(prepare(image), **calling.in_mode(plain, True)).astype(jnp.float32)
 
     def compiled(stage):
         # The weights are an argument: as constants, every one of the programs would hold them.

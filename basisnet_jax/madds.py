@@ -8,6 +8,7 @@ batch norm, activations, pooling, resizing and additions are left out, as in the
 import collections
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 from unittest import mock
@@ -15,7 +16,7 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from basisnet_jax import baselines, basis, models, preprocess
+from basisnet_jax import baselines, basis, calling, layers, models, preprocess
 from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.ops.platforms import platform
 
@@ -25,10 +26,10 @@ class Item(NamedTuple):
 
     name: str
     stage: str  # "preview", "coefficients", "specialist" or, for a model without a preview, "network"
-    kind: str  # "convolution", "depthwise", "linear" or "mixing"
+    kind: str  # "convolution", "depthwise", "transposed", "linear" or "mixing"
     madds: int
     params: int
-    path: str = ""  # of a layer that has bases: how it is executed on `platforms.platform()`, see `basis.BasisConv`
+    path: str = ""  # of a layer that has bases: how it is executed on `platforms.platform()`, see layers.py
 
 
 def of(config, images: int = 1) -> list[Item]:
@@ -39,40 +40,78 @@ def of(config, images: int = 1) -> list[Item]:
 def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1) -> list[Item]:
     """The items of one forward pass on one image of shape (H, W, C), in the order in which the layers run.
 
-    The model is only traced: nothing is computed. Layers other than `nnx.Conv`, `nnx.Linear` and their basis forms do
-    not count, so a network that multiplies matrices by itself is undercounted. Paths are those that a device takes with
+    The model is only traced: nothing is computed. What counts are `nnx.Conv`, `ConvTranspose`, `Linear`,
+    `LinearGeneral` and `Einsum` with what inherits their calls, and their basis forms; inside `nnx.scan` as often as it
+    runs them. Other products, such as attention's of two activations, do not. Paths are those that a device takes with
     so many images at once.
     """
     model = nnx.clone(model)
     model.eval()
-    names: dict[int, str] = {}
-    items: list[Item] = []
+    num_bases = {name: layer.num_bases for name, layer in basis.basis_layers(model).items()}
+    for path, module in nnx.iter_modules(model):
+        name = "/".join(map(str, path))
+        module.name_of_madds = name.removesuffix("/layer") if name.removesuffix("/layer") in num_bases else name
+    calls: list[list[Item]] = []
 
     def record(layer, inputs, outputs):
-        mixes = isinstance(layer, basis.BasisLayer)
-        plain = layer.layer if mixes else layer
-        name = names[id(layer)]
-        kernel_shape = plain.kernel.shape[1:] if mixes else plain.kernel.shape
-        weights = math.prod(kernel_shape)
-        positions = math.prod(outputs.shape[:-1]) if isinstance(plain, nnx.Conv) else math.prod(inputs.shape[:-1])
-        if isinstance(plain, nnx.Linear):
-            kind = "linear"
-        else:
-            kind = "depthwise" if plain.feature_group_count == plain.in_features > 1 else "convolution"
-        params = plain.kernel.size + (0 if plain.bias is None else plain.bias.size)
+        name = getattr(layer, "name_of_madds", type(layer).__name__)
         stage = _stage(model, name)
-        if mixes:
-            items.append(Item(name, stage, "mixing", layer.num_bases * weights, 0))
-        path = layer.path_for(inputs.update(shape=(images, *inputs.shape[1:]))) if mixes else ""
-        items.append(Item(name, stage, kind, positions * weights, params, path))
+        if isinstance(layer, basis.BasisLayer):
+            seen = inputs.update(shape=(images, *inputs.shape[1:]))
+            kernel, is_own = layer.layer.kernel, isinstance(layer, layers.BasisOther)  # which calls what is counted
+            path = layer.path_for(seen)
+            items = [Item(name, stage, "mixing", kernel.size, 0, path if is_own else "")]
+            return items if is_own else [*items, _item(layer.layer, name, stage, inputs, outputs, path=path)]
+        return [_item(layer, name, stage, inputs, outputs, num_bases.get(name, 1))]
 
-    def run(model, image):
-        names.update({id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(model)})
-        return model(image)
+    graph, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
 
-    with _recorded(record):
-        nnx.eval_shape(run, model, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
-    return items
+    def run(state, image):
+        model = nnx.merge(graph, state, copy=True)
+        return model(image, **calling.in_mode(model, True))
+
+    with _recorded(record, calls):
+        program = jax.make_jaxpr(run)(state, image)
+    times = _times(program.jaxpr)
+    return [item._replace(madds=item.madds * times[i]) for i, items in enumerate(calls) if i in times for item in items]
+
+
+def _item(layer, name: str, stage: str, inputs, outputs, num_bases: int = 1, path: str = "") -> Item:
+    """Of a layer whose kernel is [N, ...] if it has a path, else the one of `num_bases` that it sees."""
+    kernel_shape = layer.kernel.shape[1:] if path else layer.kernel.shape
+    if isinstance(layer, nnx.Conv):
+        kind = "depthwise" if layer.feature_group_count == layer.in_features > 1 else "convolution"
+        positions = math.prod(outputs.shape[:-1])
+    elif isinstance(layer, nnx.ConvTranspose):
+        kind, positions = "transposed", math.prod(inputs.shape[:-1])
+    else:
+        kind, positions = "linear", inputs.size // _contracted(layer, kernel_shape)
+    params = layer.kernel.size * num_bases + (0 if layer.bias is None else layer.bias.size)
+    return Item(name, stage, kind, positions * math.prod(kernel_shape), params, path)
+
+
+def _contracted(layer, kernel_shape) -> int:
+    """Of each product of a linear layer, how many of its inputs one kernel meets."""
+    if isinstance(layer, nnx.Einsum):
+        inputs, kernel, _ = layer.einsum_str.replace("->", ",").split(",")
+        return math.prod(size for letter, size in zip(kernel, kernel_shape, strict=True) if letter in inputs)
+    return math.prod(layer.in_features) if isinstance(layer, nnx.LinearGeneral) else layer.in_features
+
+
+def _times(jaxpr, outside: int = 1, found: dict | None = None) -> dict[int, int]:
+    """How often the program runs each call, by its number; one that was traced only for its shape is not in it."""
+    found = {} if found is None else found  # {call: {equation: times}}
+    for equation in jaxpr.eqns:
+        for call in re.findall(r"madds_(\d+)_", str(equation.source_info.name_stack)):
+            equations = found.setdefault(int(call), {})
+            equations[id(equation)] = equations.get(id(equation), 0) + outside
+        inside = outside * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                _times(inner, inside, found)
+    return {call: min(equations.values()) for call, equations in found.items()}
 
 
 def total(items: list[Item], stages: tuple[str, ...] | None = None) -> int:
@@ -107,20 +146,28 @@ def _stage(model: nnx.Module, name: str) -> str:
     return {"coefficient_head": "coefficients"}.get(name.split("/")[0], name.split("/")[0])
 
 
+KINDS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
+KINDS += (layers.BasisConv, layers.BasisLinear, layers.BasisOther)
+
+
 @contextlib.contextmanager
-def _recorded(record) -> Iterator[None]:
-    """Calls `record(layer, inputs, outputs)` after every call of a counted layer."""
+def _recorded(record, calls: list) -> Iterator[None]:
+    """Adds `record(layer, inputs, outputs)` for every call of a counted layer, whose number the program then names."""
 
     def recording(call):
-        def wrapped(self, inputs, *args, **kwargs):
-            outputs = call(self, inputs, *args, **kwargs)
-            record(self, inputs, outputs)
+        def wrapped(self, *args, **kwargs):
+            number = len(calls)
+            calls.append([])
+            with jax.named_scope(f"madds_{number}_"):
+                outputs = call(self, *args, **kwargs)
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            calls[number] = record(self, inputs, outputs)
             return outputs
 
         return wrapped
 
     with contextlib.ExitStack() as stack:
-        for kind in (nnx.Conv, nnx.Linear, basis.BasisConv, basis.BasisLinear):
+        for kind in KINDS:
             stack.enter_context(mock.patch.object(kind, "__call__", recording(kind.__call__)))
         yield
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import baselines, basis, networks, preprocess
+from basisnet_jax import baselines, basis, calling, networks, parsing, preprocess
 from basisnet_jax.basisnet import BasisNet, Outputs
+from basisnet_jax.classifier import Classifier, Static
 from basisnet_jax.errors import UserError
-from basisnet_jax.networks import batch_norm
+from basisnet_jax.networks import batch_norm, own
 from basisnet_jax.ops import conv
 
 # Where BasisNet, baselines.Routed, baselines.Unit and basis.BasisLayer hold what they are made of. A path without these
@@ -26,13 +27,20 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
     model = _create(config)
     model.preprocess = preprocess.of(config)
     model.config_json = json.dumps(config.to_dict())
-    for _, module in nnx.iter_modules(model):
+    for path, module in nnx.iter_modules(model):
         if isinstance(module, batch_norm.BatchNorm):
             module.groups = config.batch_norm_groups
+        elif isinstance(module, nnx.BatchNorm) and config.batch_norm_groups > 1:
+            given = f"config.batch_norm_groups={config.batch_norm_groups}"
+            raise UserError(
+                f"{given}, but {'/'.join(map(str, path))} is an nnx.BatchNorm, which has no groups: expected 1"
+            )
         if isinstance(module, basis.BasisLayer):
             module.remat = config.remat_kernels
         if isinstance(module, basis.BasisConv):
             module.path = _path(module, config.basis.paths)
+    if names := [fields.name for fields in (config.network, config.preview) if parsing.is_own(fields.name)]:
+        _check_logits(model, config.num_classes, names)
     return model
 
 
@@ -41,6 +49,23 @@ def check_preview(config: ml_collections.ConfigDict) -> None:
     size, most = config.preview.image_size, config.image_size
     if config.model == "basisnet" and size > most:
         raise UserError(f"config.preview.image_size={size}, expected at most config.image_size={most}")
+
+
+def _check_logits(model: Classifier, num_classes: int, names: list[str]) -> None:
+    """Traces a model with a network of one's own: what it cannot do is said before any work is done."""
+    model = nnx.clone(model)
+    model.eval()
+    graph, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, *model.preprocess.shape), jnp.float32)
+    try:
+        outputs = jax.eval_shape(lambda state, image: nnx.merge(graph, state, copy=True)(image), state, image)
+    except Exception as error:
+        message = own.told(names[0], error)
+        raise UserError(message.replace("where=", "config.basis.layers")) from error
+    for logits in jax.tree.leaves(outputs)[: 1 + isinstance(model, BasisNet)]:
+        if logits.shape != (1, num_classes):
+            shape = f"{logits.shape} for an image of {model.preprocess.shape}"
+            raise UserError(f"network {' or '.join(names)} gives {shape}, expected {(1, num_classes)}")
 
 
 def _path(layer: basis.BasisConv, paths: ml_collections.ConfigDict) -> str | None:
@@ -59,12 +84,14 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
             raise UserError(f"config.{field}={config[field]!r}, expected one of {', '.join(known)}")
     common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
     rngs = nnx.Rngs(config.seed)
-    network = networks.create(**config.network, **common, rngs=rngs)
+    network = _network("network", dict(config.network), common, rngs)
     if config.model == "static":
-        return network
+        return network if isinstance(network, Classifier) else Static(network, rngs)
     of_coefficients = {name: config.coefficients[name] for name in COEFFICIENT_FIELDS}
     try:
-        chosen = basis.matching(config.basis.layers)
+        # The default pattern is of the networks of this package; one's own has the default of `with_bases`.
+        is_default = parsing.is_own(config.network.name) and config.basis.layers == basis.LAYERS
+        chosen = None if is_default else basis.matching(config.basis.layers)
         init = _initializer(config)
         network = basis.with_bases(network, config.basis.num_bases, where=chosen, init=init, rngs=rngs)
         if config.model == "routed":
@@ -72,11 +99,20 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
             return baselines.routed(network, units, hidden=config.routing.hidden, **of_coefficients, rngs=rngs)
         preview = dict(config.preview)
         preview_size = preview.pop("image_size")
-        preview = networks.create(**preview, **common, rngs=rngs)
+        preview = _network("preview", preview, common, rngs)
         shared = config.coefficients.shared
         return BasisNet(network, preview, preview_size=preview_size, shared=shared, **of_coefficients, rngs=rngs)
     except ValueError as error:  # of these, all are about what the config gave
-        raise UserError(f"config.basis, config.coefficients or config.routing: {error}") from error
+        message = str(error).replace("where=", "config.basis.layers")
+        raise UserError(f"config.basis, config.coefficients or config.routing: {message}") from error
+
+
+def _network(section: str, fields: dict, common: dict, rngs: nnx.Rngs) -> nnx.Module:
+    if twice := sorted(fields.keys() & {*common, "rngs"}):
+        (field, *_) = twice
+        instead = f"config.{field}" if field in common else "config.seed"
+        raise UserError(f"config.{section}.{field}={fields[field]!r} is no field of a network, set {instead}")
+    return networks.create(**fields, **common, rngs=rngs)
 
 
 def _initializer(config: ml_collections.ConfigDict) -> basis.Initializer:
@@ -124,8 +160,8 @@ def functional(model: nnx.Module) -> Functional:
     model.eval()
     eval_graph = nnx.graphdef(model)
 
-    def outputs(model, images):
-        result = model(images)
+    def outputs(model, images, deterministic, rngs=None):
+        result = model(images, **calling.in_mode(model, deterministic, rngs))
         return result if isinstance(result, Outputs) else Outputs(result)
 
     def train(params, batch_stats, images, key, temperature=None):
@@ -133,11 +169,12 @@ def functional(model: nnx.Module) -> Functional:
         model = nnx.merge(train_graph, *fresh, copy=True)
         if temperature is not None:
             model.set_attributes(temperature=temperature, raise_if_not_found=False)
-        return outputs(model, images), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        result = outputs(model, images, False, nnx.Rngs(jax.random.fold_in(key, len(jax.tree.leaves(rest)))))
+        return result, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def evaluate(params, batch_stats, images):
         model = nnx.merge(eval_graph, nnx.State(params), nnx.State(batch_stats), rest, copy=True)
-        return outputs(model, images)
+        return outputs(model, images, True)
 
     params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
     num_bases = {f"{path}/layer/kernel": layer.num_bases for path, layer in basis.basis_layers(model).items()}

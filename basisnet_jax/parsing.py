@@ -6,6 +6,7 @@
 --config.mean=0.5,0.5,0.5                       a tuple, of any length, with or without brackets
 --config.augment.flip, --noconfig.augment.flip  True, False
 --config.remat_kernels=None                     where the default is a placeholder of configs/default.py
+--config.network.name=mine:vit                  a network of one's own; its section then has only what is given with it
 """
 
 import ast
@@ -26,6 +27,7 @@ from basisnet_jax.errors import UserError
 OVERRIDE = re.compile(r"--(?P<no>no)?config\.(?P<field>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 NUMBER = re.compile(r"-\.?\d")  # how a negative one begins, which is no flag
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+SECTIONS = ("network", "preview")  # that name a network
 EXPECTED = {bool: "True or False", int: "int", float: "float", str: "str", tuple: "tuple", list: "list"}
 
 # An override: the flag as it was written, the field, and its value. True and False are of a flag without any value.
@@ -78,7 +80,11 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
         kind = type(config).__name__
         raise UserError(f"{path}: get_config() returns {kind}, expected ml_collections.ConfigDict")
     config.lock()
-    # First the size of the images, with which the preview's changes; that may be given too, before or behind it.
+    names = [f"{section}.name" for section in SECTIONS]
+    for flag, field, value in overrides:
+        if field in names:  # they decide which fields a section has
+            override(config, flag, field, value)
+    # Then the size of the images, with which the preview's changes; that may be given too, before or behind it.
     sizes = [given for given in overrides if given[1] == "image_size"]
     before = config.get("image_size")
     for flag, field, value in sizes:
@@ -87,7 +93,7 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
         size, config.image_size = config.image_size, before
         default.resize(config, size)
     for flag, field, value in overrides:
-        if field != "image_size":
+        if field not in ("image_size", *names):
             override(config, flag, field, value)
     return config
 
@@ -139,6 +145,15 @@ def described_configs() -> list[tuple[str, str, str]]:
 def override(config: ml_collections.ConfigDict, flag: str, field: str, value: str | bool) -> None:
     """Sets a field, such as "optimizer.learning_rate", to a value of its default's type."""
     holder, names = config, field.split(".")
+    if len(names) == 2 and names[0] in SECTIONS and names[0] in config:
+        if names[1] == "name" and is_own(value):
+            kept = {name: config[names[0]][name] for name in ("image_size",) if name in config[names[0]]}
+            config[names[0]] = ml_collections.ConfigDict({"name": value, **kept})
+            return
+        if is_own(config[names[0]].get("name")) and names[1] not in config[names[0]]:
+            with config[names[0]].unlocked():
+                config[names[0]][names[1]] = untyped(value)
+            return
     for i, name in enumerate(names):
         if not isinstance(holder, ml_collections.ConfigDict) or name not in holder:
             paths = dotted(config)
@@ -176,6 +191,11 @@ def dotted(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
+def is_own(name: str) -> bool:
+    """Whether a network's name is PACKAGE.MODULE:FACTORY, that of one's own."""
+    return isinstance(name, str) and ":" in name
+
+
 def fields_of(flag: str, value: str | bool) -> dict:
     """Several fields at once: --config.basis.paths={'pointwise': 'folded'}."""
     try:
@@ -208,7 +228,16 @@ def parsed_value(value: str | bool, kind: type, default):
             (inner,) = kinds
             items = [parsed_value(str(item), inner, None) for item in items]
         return kind(items)
-    try:  # a field without a type, in a config of one's own
+    return untyped(value)
+
+
+def untyped(value: str | bool):
+    """The value of a field that has no default whose type it could have, in a config or a network of one's own."""
+    if isinstance(value, bool):
+        return value
+    if value.lower() in ("true", "false"):
+        return BOOLEANS[value.lower()]
+    try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value

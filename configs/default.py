@@ -56,7 +56,9 @@ def get_config(arg=""):
     config.eval_crop = 1.0  # side of the central square that is evaluated, as a share of the shorter side
 
     # Model: "basisnet"; "static", `network` alone; or "routed" (CondConv, dynamic convolution), `network` with bases
-    # that its own layers mix, without a preview. A field of a network that is None keeps the paper's value.
+    # that its own layers mix, without a preview. A field of a network that is None keeps the paper's value. A network
+    # of one's own is named PACKAGE.MODULE:FACTORY; its section then has only the fields that are given with it, and the
+    # factory takes all of them (docs/guides/your_network.md).
     config.model = "basisnet"
     config.dtype = "float32"  # of the computation, or "bfloat16"; params and statistics are float32
     config.network = network("mobilenet_v3_large")
@@ -65,6 +67,7 @@ def get_config(arg=""):
     config.basis = ml_collections.ConfigDict()
     config.basis.num_bases = 16
     # Which layers get bases: those whose whole path this regular expression matches (`basisnet madds` lists the paths).
+    # In a network of one's own this default stands for every convolution or, without any, every layer with a kernel.
     config.basis.layers = r"stages/.*/(expand|depthwise|project)/conv|last/conv|head(/conv)?"
     # The bases' first kernels: "copies" of one draw, each plus noise as `init_noise` says, so that BasisNet starts as
     # the static network of its seed; or "independent" draws.

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from basisnet_jax import basis, preprocess
+from basisnet_jax.classifier import Classifier, Static
 from basisnet_jax.data import files, folder
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.errors import UserError
@@ -40,6 +41,8 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
         data = data_record.opened(config, workdir)
         images = of_class(data, config.validation_split, names, source["class"])
     plain = basis.synthesize(run.model.specialist, mean_coefficients(run, images))
+    if not isinstance(plain, Classifier):  # a network of one's own
+        plain = Static(plain, nnx.Rngs(0))
     config.model = "static"
     params, batch_stats = (nnx.to_pure_dict(nnx.state(plain, kind)) for kind in (nnx.Param, nnx.BatchStat))
     with output_folder(output) as folder:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, models
+from basisnet_jax import basis, layers, models
 from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.networks import blocks
@@ -56,11 +56,9 @@ def of(
         inside = {(*path, "layer") for path, module in nnx.iter_modules(model) if isinstance(module, basis.BasisLayer)}
 
         def exchange(path, layer):
-            if isinstance(layer, basis.BasisConv) and len(layer.layer.kernel_size) == 2:
+            if isinstance(layer, basis.BasisConv) and is_known(layer.layer):
                 return MixedConv(layer, kernels, one_scale)
-            if isinstance(layer, nnx.Conv) and len(layer.kernel_size) == 2 and path not in inside:
-                return PlainConv(layer, kernels)
-            return layer
+            return PlainConv(layer, kernels) if is_known(layer) and path not in inside else layer
 
         model = nnx.recursive_map(exchange, model)
     graph, state, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
@@ -130,7 +128,7 @@ class MixedConv(basis.BasisConv):
     """
 
     def __init__(self, wrapped: basis.BasisConv, layout: str, one_scale: bool):
-        self.layer, self.num_bases, self.layout = wrapped.layer, wrapped.num_bases, layout
+        self.name, self.layer, self.num_bases, self.layout = wrapped.name, wrapped.layer, wrapped.num_bases, layout
         self.coefficients: jax.Array | None = nnx.data(None)
         kernels_N, self.scale = np.asarray(self.layer.kernel[...]), nnx.data(None)
         if one_scale:
@@ -148,6 +146,12 @@ class MixedConv(basis.BasisConv):
         return convolve(x, kernel, self.layer, self.layout, is_known=False)
 
 
+def is_known(layer: nnx.Module) -> bool:
+    """Whether `convolve` does what the layer does: a 2-D convolution, with no code, mask or padding of its own kind."""
+    is_plain = layers.is_plain(layer, nnx.Conv) and len(layer.kernel_size) == 2
+    return is_plain and layer.mask is None and not layers.pads_first(layer)
+
+
 def laid_out(kernels: jax.Array, layout: str) -> np.ndarray:
     """[..., *window, I / groups, O], as it is ("hwio") or as [..., O, I / groups, *window] ("oihw"), 2-D windows."""
     kernels = np.asarray(kernels)
@@ -156,9 +160,9 @@ def laid_out(kernels: jax.Array, layout: str) -> np.ndarray:
 
 def convolve(x: jax.Array, kernel: jax.Array, layer: nnx.Conv, layout: str, is_known: bool = True) -> jax.Array:
     """What `layer` does to x [1, H, W, I], with another kernel, which the runtime knows beforehand or does not."""
-    strides, dilation = (basis._per_dimension(of, layer) for of in (layer.strides, layer.kernel_dilation))
+    strides, dilation = (layers.per_dimension(of, layer) for of in (layer.strides, layer.kernel_dilation))
     window = kernel.shape[2:] if layout == "oihw" else kernel.shape[:2]
-    padding = explicit_padding(x.shape[1:-1], window, strides, basis._padding(layer), dilation)
+    padding = explicit_padding(x.shape[1:-1], window, strides, layers.explicit(layer), dilation)
     bias = 0 if layer.bias is None else layer.bias[...]
     is_product = layer.feature_group_count == 1 and set(window) == set(strides) == {1} and not any(map(any, padding))
     if layout == "hwio" and is_product and not is_known:

@@ -1,12 +1,16 @@
-"""The networks, by name. Each is a plain `nnx.Module`: images to logits, `features` to what its classifier reads."""
+"""The networks, by name. Each is a plain `nnx.Module`: images to logits, `features` to what its classifier reads.
+
+A network of one's own has the name PACKAGE.MODULE:FACTORY, see `own`.
+"""
 
 import functools
 import inspect
 
 from flax import nnx
 
+from basisnet_jax import parsing
 from basisnet_jax.errors import UserError
-from basisnet_jax.networks import efficientnet, mobilenet_v2, mobilenet_v3
+from basisnet_jax.networks import efficientnet, mobilenet_v2, mobilenet_v3, own
 
 NETWORKS = {
     "mobilenet_v2": mobilenet_v2.MobileNetV2,
@@ -22,9 +26,15 @@ NETWORKS = {
 
 
 def create(name: str, **kwargs) -> nnx.Module:
-    """The network called `name`, built with its class's arguments; one that is None keeps the class's default."""
+    """The network called `name`, built with its class's arguments; one that is None keeps the class's default.
+
+    Of one's own, PACKAGE.MODULE:FACTORY, as `own.create` does it.
+    """
+    if parsing.is_own(name):
+        return own.create(name, **kwargs)
     if name not in NETWORKS:
-        raise UserError(f"network {name!r} is unknown, expected one of {', '.join(sorted(NETWORKS))}")
+        known = ", ".join(sorted(NETWORKS))
+        raise UserError(f"network {name!r} is unknown, expected one of {known}, or PACKAGE.MODULE:FACTORY")
     given = {key: value for key, value in kwargs.items() if value is not None}
     network = NETWORKS[name]
     known = inspect.signature(getattr(network, "func", network).__init__).parameters

@@ -48,7 +48,8 @@ def facts(measured: Measured) -> Html:
     config = measured.run.config
 
     def network(fields, size):
-        return f"{fields.name}, width {fields.width:g}, {size} x {size} pixels"
+        width = f", width {fields.width:g}" if "width" in fields else ""
+        return f"{fields.name}{width}, {size} x {size} pixels"
 
     if config.model == "basisnet":
         pairs = {"Preview": network(config.preview, config.preview.image_size)}

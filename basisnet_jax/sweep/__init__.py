@@ -281,7 +281,7 @@ def row(run: Variant, found: dict, keys: list[str]) -> dict:
     first = {
         "run": run.name,
         "model": baseline if config.model == "routed" else config.model,
-        "width": config.network.width,
+        "width": config.network.get("width", ""),
         "num_bases": 1 if config.model == "static" else config.basis.num_bases,
         "seed": config.seed,
         "madds": found["madds"],

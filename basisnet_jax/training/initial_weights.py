@@ -42,19 +42,22 @@ def _differing(theirs, ours, network: str) -> list[str]:
     """What changes the result of the same weights and is set otherwise there, as flags that would set it so here."""
     pairs = [(field, theirs[field], ours[field]) for field in ("mean", "stddev")]
     fields = ("padding", "epsilon")
-    pairs += [(f"{network}.{field}", theirs.network[field], ours[network][field]) for field in fields]
+    both = {*theirs.network} & {*ours[network]}
+    pairs += [(f"{network}.{field}", theirs.network[field], ours[network][field]) for field in fields if field in both]
     return [f"--config.{name}={given}" for name, given, here in pairs if given != here]
 
 
 def _fill(ours: dict, theirs: dict, workdir: str, prefix: tuple[str, ...], config) -> tuple[dict, int]:
     """`ours` with the arrays of `theirs` in their places below `prefix`, and how many places these were."""
     target, source = trees.to_flat_dict(ours), trees.to_flat_dict(theirs)
+    plain_source = {models.plain_path(name): name for name in source}
     places = {}  # path of ours: path of theirs
     for path in target:
         if path[: len(prefix)] == prefix:
             inner = path[len(prefix) :]
             plain = models.plain_path(inner)
-            if name := next((name for name in (inner, plain) if name in source), None):
+            name = next((name for name in (inner, plain) if name in source), plain_source.get(plain))
+            if name is not None:
                 places[path] = name
     if unplaced := source.keys() - set(places.values()):
         raise UserError(f"init_from {workdir}: {'/'.join(min(unplaced))} of its network has no place in this one")

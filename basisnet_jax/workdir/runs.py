@@ -18,7 +18,7 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import early_exit, models, preprocess
+from basisnet_jax import early_exit, models, parsing, preprocess
 from basisnet_jax.configs import default
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
@@ -200,7 +200,12 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     try:
         with open(path) as file:
             defaults = over(json.loads(default.get_config().to_json()), BEFORE)
-            return ml_collections.ConfigDict(over(defaults, json.load(file)))
+            given = json.load(file)
+            whole = over(defaults, given)
+            for section in ("network", "preview"):  # of a network of one's own the defaults are not
+                if parsing.is_own(given.get(section, {}).get("name")):
+                    whole[section] = given[section]
+            return ml_collections.ConfigDict(whole)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:
