@@ -2,7 +2,14 @@
 
 
 class UserError(Exception):
-    """A mistake of the user, who can mend it: exit code 2."""
+    """A mistake of the user, who can mend it: exit code 2.
+
+    `result` is what was computed and could not be written, as text: the command prints it.
+    """
+
+    def __init__(self, message: str = "", *, result: str = ""):
+        super().__init__(message)
+        self.result = result
 
 
 class Unfinished(Exception):

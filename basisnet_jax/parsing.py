@@ -20,10 +20,13 @@ import traceback
 import ml_collections
 
 import basisnet_jax.configs
+from basisnet_jax import paths
+from basisnet_jax.configs import ranges
 from basisnet_jax.errors import UserError
 
 OVERRIDE = re.compile(r"--(?P<no>no)?config\.(?P<field>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 NUMBER = re.compile(r"-\.?\d")  # how a negative one begins, which is no flag
+HELPERS = ("models", "ranges")  # of the folder configs, what is no config
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 EXPECTED = {bool: "True or False", int: "int", float: "float", str: "str", tuple: "tuple", list: "list"}
 
@@ -61,7 +64,7 @@ def take_overrides(argv: list[str]) -> tuple[list[str], list[Override]]:
 def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
     """The config of `NAME|FILE[:args]` with its fields overridden; of a field given twice the last value stays."""
     name, colon, argument = given.partition(":")
-    path = config_path(name)
+    path = config_path(os.path.expanduser(name))
     config = None
     try:
         get_config = runpy.run_path(path).get("get_config")
@@ -73,6 +76,8 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
         raise UserError(located(error, path)) from None
     if not callable(get_config):
         raise UserError(f"{path} is no config file: expected a function get_config()")
+    if config is None:
+        raise UserError(f"{path}: get_config() returns nothing, expected ml_collections.ConfigDict: `return config`")
     if not isinstance(config, ml_collections.ConfigDict):
         kind = type(config).__name__
         raise UserError(f"{path}: get_config() returns {kind}, expected ml_collections.ConfigDict")
@@ -110,7 +115,7 @@ def packaged_configs() -> dict[str, str]:
     found = {}
     for folder in basisnet_jax.configs.__path__:
         for module in pkgutil.iter_modules([folder]):
-            if not module.ispkg and module.name != "models":  # which helps the others
+            if not module.ispkg and module.name not in HELPERS:
                 found.setdefault(module.name, os.path.join(folder, f"{module.name}.py"))
     return found
 
@@ -129,15 +134,9 @@ def described_configs() -> list[tuple[str, str, str]]:
 def override(config: ml_collections.ConfigDict, flag: str, field: str, value: str | bool) -> None:
     """Sets a field, such as "optimizer.learning_rate", to a value of its default's type."""
     holder, names = config, field.split(".")
-    for i, name in enumerate(names):
+    for name in names:
         if not isinstance(holder, ml_collections.ConfigDict) or name not in holder:
-            paths = dotted(config)
-            same = [path for path in paths if path.split(".")[-1] == names[-1]]
-            close = [f"config.{path}" for path in same or difflib.get_close_matches(field, paths, n=1)]
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise UserError(
-                f"{'.'.join(['config', *names[:i]])} has no field {name!r}; {hint}configs/default.py lists all of them"
-            )
+            raise UserError(ranges.unknown(field, ranges.flat(config.to_dict())))
         parent, holder = holder, holder[name]
     kind = parent.get_type(names[-1])
     if issubclass(kind, ml_collections.ConfigDict):
@@ -154,16 +153,6 @@ def override(config: ml_collections.ConfigDict, flag: str, field: str, value: st
             expected += f" such as {holder}"
         given = f"{flag} is given without a value" if isinstance(value, bool) else f"--config.{field}={value!r}"
         raise UserError(f"{given}, expected {expected}{' or None' * optional}") from None
-
-
-def dotted(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    """The dotted names of all fields and of what holds them."""
-    names = []
-    for name, value in config.items():
-        names.append(prefix + name)
-        if isinstance(value, ml_collections.ConfigDict):
-            names += dotted(value, f"{prefix}{name}.")
-    return names
 
 
 def fields_of(flag: str, value: str | bool) -> dict:
@@ -205,5 +194,10 @@ def parsed_value(value: str | bool, kind: type, default):
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config as it will read back from `config.json`: plain values, tuples as lists."""
-    return ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
+    """The config as it will read back from `config.json`: plain values, tuples as lists, paths absolute.
+
+    Raises:
+      UserError: a field is unknown, missing or out of its range (configs/ranges.py).
+    """
+    ranges.check(config)
+    return ml_collections.ConfigDict(paths.with_absolute(json.loads(json.dumps(config.to_dict()))))

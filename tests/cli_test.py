@@ -300,6 +300,7 @@ def test_packaged_configs_are_found_by_name_from_any_folder(monkeypatch, tmp_pat
     [
         ("x = 1", "mine.py is no config file: expected a function get_config()"),
         ("def get_config():\n    return {}", "get_config() returns dict, expected ml_collections.ConfigDict"),
+        ("def get_config():\n    pass", "mine.py: get_config() returns nothing, expected ml_collections.ConfigDict"),
         ("def get_config():\n    return missing", "mine.py, line 2: NameError: name 'missing' is not defined"),
         ("import no_such_module", "mine.py, line 1: ModuleNotFoundError"),
         ("def get_config(:", "mine.py: SyntaxError"),
@@ -314,7 +315,7 @@ def test_configs_are_listed_with_their_arguments(capsys):
     assert cli.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert names == sorted({path.stem for path in CONFIGS.glob("*.py")} - {"__init__", "models"})
+    assert names == sorted({path.stem for path in CONFIGS.glob("*.py")} - {"__init__", *parsing.HELPERS})
     at = next(i for i, line in enumerate(lines) if line.startswith("digits "))
     assert "BasisNet on scikit-learn's digits" in lines[at]
     assert lines[at + 1].strip() == "bases (8), width (0.5), seed (0)"

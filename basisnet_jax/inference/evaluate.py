@@ -15,6 +15,7 @@ from basisnet_jax import coefficients, early_exit, madds, models, plots, preproc
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
+from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 from basisnet_jax.training import losses
 from basisnet_jax.workdir import checkpoint, data_record, files, runs
@@ -88,9 +89,13 @@ def write_report(
         report |= {"preview_madds": costs[0], "early_termination": early_termination(averaged, costs, rule)}
     report["provenance"] = provenance(config)
     if jax.process_index() == 0:
-        files.write_json(os.path.join(workdir, "evaluation.json"), report)
-        if "early_termination" in report:
-            plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
+        try:
+            files.write_json(os.path.join(workdir, "evaluation.json"), report)
+            if "early_termination" in report:
+                plots.early_termination(report, os.path.join(workdir, "early_termination.png"))
+        except OSError as error:
+            reason = f"the evaluation cannot be written to {workdir}: {error.strerror}"
+            raise UserError(reason, result=table(report)) from error
     return report
 
 

@@ -37,7 +37,7 @@ def check(source: Source, workdir: str, changed_data: bool) -> bool:
 
     A workdir of another data set is left for `runs.check` to refuse.
     """
-    if not os.path.exists(os.path.join(workdir, "config.json")):
+    if not runs.begun(workdir):
         return True
     recorded = read(workdir)
     if recorded is None or runs.load_config(workdir).dataset != source.name:

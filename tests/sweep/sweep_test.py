@@ -13,7 +13,7 @@ import conftest
 import PIL.Image
 import pytest
 
-from basisnet_jax import cli, parsing, plots, sweep
+from basisnet_jax import cli, interrupts, parsing, plots, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.sweep import launchers
 
@@ -251,7 +251,7 @@ def test_a_second_sweep_in_the_same_workdir_is_refused(fake, write, fails, tmp_p
 
 def terminate_once_handled(over: threading.Event):
     """Sends SIGTERM to this process as soon as that does not end it, unless the test is over."""
-    while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    while signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, interrupts.interrupt):
         if over.wait(0.01):
             return
     os.kill(os.getpid(), signal.SIGTERM)
