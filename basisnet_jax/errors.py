@@ -5,6 +5,11 @@ class UserError(Exception):
     """A mistake of the user, who can mend it: exit code 2.
 
     `result` is what was computed and could not be written, as text: the command prints it.
+
+    Example:
+      >>> raise UserError("config.batch_size=-8, expected a whole number above 0")
+      Traceback (most recent call last):
+      basisnet_jax.errors.UserError: config.batch_size=-8, expected a whole number above 0
     """
 
     def __init__(self, message: str = "", *, result: str = ""):

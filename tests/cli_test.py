@@ -326,10 +326,10 @@ def test_overrides_are_read_from_the_arguments_given(monkeypatch):
     """And not from the process's own, which are those of a test runner or of a sweep."""
     monkeypatch.setattr(sys, "argv", ["sweep", "--config.seed=1"])
     config = parsing.read_config(
-        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1)"]
+        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1,1,1)"]
     )
     assert (config.seed, config.batch_size, config.basis.num_bases) == (0, 32, 3)
-    assert parsing.resolve(config).network.stage_strides == [2, 1]
+    assert parsing.resolve(config).network.stage_strides == [2, 1, 1, 1]
 
 
 def test_madds_as_json(capsys):

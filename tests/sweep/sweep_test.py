@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,8 +236,10 @@ def test_a_workdir_of_another_sweep_is_refused(fake, write, fails, tmp_path, cap
     run = tmp_path / "all" / "runs" / "seed=0"
     found = json.loads(json.dumps({"seed": 3}))
     (run / "config.json").write_text(json.dumps(found))
+    (run / "checkpoints" / "1").mkdir(parents=True)
     assert "seed: given 0, there 3" in fails(write({"seed": 0}, {"seed": 5}))
     (run / "config.json").unlink()
+    shutil.rmtree(run / "checkpoints")
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "all" / "config.json").write_text("{}")
     assert "that of a single run" in fails(write({"seed": 0}, {"seed": 5}))
