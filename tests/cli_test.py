@@ -395,6 +395,23 @@ sys.exit(cli.main(["count"]))
     assert command.wait(60) == 1 and command.stderr.read() == ""
 
 
+@pytest.mark.odd("disk")
+@pytest.mark.parametrize("rows", [1, 100_000])  # in the buffer till the end, and more than it holds
+def test_a_full_disk_behind_stdout_is_told_in_one_line(rows, record_property):
+    code = f"""
+import sys
+from basisnet_jax import cli
+cli.VERBS["count"] = lambda given: [print(i) for i in range({rows})]
+sys.argv[1:] = ["count"]
+sys.exit(cli.main())
+"""
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run([sys.executable, "-c", code], stdout=disk, stderr=subprocess.PIPE, text=True, check=False)
+    conftest.record_told(record_property, done.returncode, done.stderr)
+    told = "basisnet: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 @pytest.mark.parametrize("accelerator", [False, True])
 def test_on_cpu_freed_memory_stays_for_the_next_step(accelerator, tmp_path):
