@@ -33,8 +33,8 @@ def number(expected: str, inside: Callable[[float], bool], kind: type = float) -
 
 
 def one_of(*choices: str) -> Range:
-    *others, last = (repr(choice) for choice in choices)
-    return Range(f"{', '.join(others)} or {last}", lambda value: isinstance(value, str) and value in choices)
+    named = ", ".join(choice or "''" for choice in choices)
+    return Range(f"one of {named}", lambda value: isinstance(value, str) and value in choices)
 
 
 def optional(of: Range) -> Range:

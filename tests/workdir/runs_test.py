@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 
+import conftest
 import pytest
 
 from basisnet_jax import cli, parsing
@@ -86,11 +87,13 @@ def full(*_, **__):
         (["calibrate", "--max_drop=0.1"], "validation[:40] split, 40 images, step 3", "early_exit.json cannot be wri"),
     ],
 )
-def test_on_a_full_disk_what_was_computed_is_printed(run, monkeypatch, capsys, argv, printed, told):
+def test_on_a_full_disk_what_was_computed_is_printed(run, monkeypatch, capsys, record_property, argv, printed, told):
     before = sorted(os.listdir(run))
     monkeypatch.setattr(json, "dump", full)
-    assert cli.main([*argv, f"--workdir={run}"]) == 2
+    code = cli.main([*argv, f"--workdir={run}"])
     out, err = capsys.readouterr()
+    conftest.record_told(record_property, code, err)
+    assert code == 2
     assert out.startswith(printed) and out.count("\n") > 3
     assert told in err and err.endswith("No space left on device\n") and err.count("\n") == 1
     assert sorted(os.listdir(run)) == before
