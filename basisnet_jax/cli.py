@@ -1,15 +1,17 @@
 """The `basisnet` command. Every verb calls one function with its flags, which `flags.py` declares.
 
 Exit codes: 0; 2 for a user's mistake, told in one line; 1 where some of many runs have not finished or another process
-of the run is gone, and, with a traceback, for a fault of ours.
+of the run is gone, and, with a traceback, for a fault of ours; 130 after Ctrl-C (SIGINT) and 143 after SIGTERM.
 """
 
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 from argparse import Namespace
@@ -22,7 +24,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on some processors it tel
 import absl.flags
 from absl import logging
 
-from basisnet_jax import flags, parsing
+from basisnet_jax import flags, interrupts, parsing, paths
 from basisnet_jax.errors import LostProcess, Unfinished, UserError, one_line
 
 
@@ -31,8 +33,9 @@ def train(given: Namespace) -> None:
     from basisnet_jax.distributed import processes
     from basisnet_jax.training import loop
 
+    config = parsing.resolve(given.config)
     with processes.joined(given.coordinator, given.processes, given.process):
-        loop.train(parsing.resolve(given.config), given.workdir, given.changed_data)
+        loop.train(config, given.workdir, given.changed_data)
 
 
 def evaluate(given: Namespace) -> None:
@@ -42,6 +45,7 @@ def evaluate(given: Namespace) -> None:
     from basisnet_jax.workdir import runs
 
     config = runs.load_config(given.workdir)
+    runs.check_writable(given.workdir)
     with processes.joined(given.coordinator, given.processes, given.process):
         report = evaluate.evaluate(config, given.workdir, given.checkpoint, given.threshold)
         print(evaluate.table(report))
@@ -169,19 +173,37 @@ VERBS: dict[str, Callable[[Namespace], None]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb and returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs one verb and returns the exit code. Without `argv`, as a process, it ends that at a signal."""
     quiet_logs()
     keep_freed_memory()
+    paths.expand_environment()
     try:
-        run(argv)
+        with interrupts.handled():
+            run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
         return 0
     except (UserError, LostProcess, Unfinished) as error:
+        if result := getattr(error, "result", ""):
+            print(result)
         print(f"basisnet: {one_line(str(error))}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        print(f"basisnet: {interrupts.told(number)}", file=sys.stderr, flush=True)
+        if argv is None:
+            interrupts.end(number)
+        code = interrupts.code(number)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            code = 1
+        else:  # of no file: what was printed finds no place
+            print(f"basisnet: the output cannot be written: {error.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 2
     except Exception:
         traceback.print_exc()
         code = 1
@@ -267,6 +289,8 @@ def quiet_logs() -> None:
     unraisable = sys.unraisablehook
 
     def shown_unraisable(report):
+        if isinstance(report.exc_value, interrupts.Interrupted):  # raised where Python drops it, as in a finalizer
+            interrupts.end(report.exc_value.number, interrupts.told(report.exc_value.number))
         if not str(report.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
             unraisable(report)
 

@@ -4,14 +4,17 @@
 class UserError(Exception):
     """A mistake of the user, who can mend it: exit code 2.
 
+    `result` is what was computed and could not be written, as text: the command prints it.
+
     Example:
-      >>> import basisnet_jax
-      >>> try:
-      ...     basisnet_jax.load("nowhere")
-      ... except UserError as error:
-      ...     print(error)
-      nowhere holds neither config.json nor model.json: expected a workdir or an export
+      >>> raise UserError("config.batch_size=-8, expected a whole number above 0")
+      Traceback (most recent call last):
+      basisnet_jax.errors.UserError: config.batch_size=-8, expected a whole number above 0
     """
+
+    def __init__(self, message: str = "", *, result: str = ""):
+        super().__init__(message)
+        self.result = result
 
 
 class Unfinished(Exception):

@@ -17,6 +17,7 @@ from basisnet_jax.configs import (
     imagenet_dy_mv2,
     imagenet_dy_mv3,
     imagenet_static,
+    ranges,
 )
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks import NETWORKS
@@ -115,7 +116,10 @@ def create_model(
         check_field(config, field)
     try:
         config.update_from_flattened_dict(given)
+        ranges.check(config, batch=False)
         models.check_preview(config)
+        if not num_classes:
+            raise UserError("num_classes=0, expected a whole number above 0")
         return models.create(config)
     except (UserError, KeyError, TypeError) as error:
         raise ValueError(f"create_model({name!r}): {error}") from error
@@ -151,7 +155,7 @@ def load(place: str | os.PathLike, checkpoint: str | int | None = None) -> "Clas
       >>> model = load("runs/digits", checkpoint="best")  # doctest: +SKIP
       >>> model.predict(images).labels  # doctest: +SKIP
     """
-    place = os.fspath(place)
+    place = os.path.expanduser(os.fspath(place))
     if os.path.exists(os.path.join(place, "model.json")):
         if checkpoint is not None:
             raise UserError(f"checkpoint={checkpoint!r} given, but {place} is an export, which holds one only")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from basisnet_jax import parsing
+from basisnet_jax import parsing, paths
 from basisnet_jax.errors import UserError
 
 FORMATS = ("tflite", "onnx", "saved_model", "stablehlo", "safetensors", "specialist")
@@ -55,6 +55,7 @@ def one_of(choices: Iterable[str]) -> Kind:
 
 
 TEXT = Kind("text", str)
+PATH = Kind("a path on this machine, such as of a mounted bucket", paths.local)
 NUMBER = Kind("a number", finite)
 NOT_NEGATIVE = Kind("a number not below 0", at_least(0))
 POSITIVE = Kind("a number above 0", at_least(math.ulp(0.0)))
@@ -113,7 +114,7 @@ def read(parser: Parser, argv: list[str]) -> argparse.Namespace:
             raise UserError(f"flag {flag} is unknown, {hint}")
     # Intermixed: flags may also stand behind and between the images of `predict`.
     parsed, others = parser.parse_known_intermixed_args(argv)
-    getattr(parsed, "inputs", others).extend(behind)
+    getattr(parsed, "inputs", others).extend(map(converter("image", PATH), behind))
     if others:
         raise UserError(f"unexpected argument {others[0]!r}; flags are written --name=value")
     if "--config" in known:
@@ -126,19 +127,23 @@ def add(parser, flag: str, metavar: str, meaning: str, kind: Kind = TEXT, *, cho
     if choices:
         kind = one_of(choices)
         meaning = f"{meaning}: {', '.join(choices)}"
-    elif kind is not TEXT:
+    elif kind not in (TEXT, PATH):
         meaning = f"{meaning}; {kind.expected}"
     shown = options.pop("shown", options.get("default"))
     if shown is not None:
         meaning = f"{meaning} (default: {shown})"
 
+    parser.add_argument(flag, metavar=metavar, help=meaning.replace("%", "%%"), type=converter(flag, kind), **options)
+
+
+def converter(flag: str, kind: Kind) -> Callable[[str], object]:
     def convert(text):
         try:
             return kind.convert(text)
         except (ValueError, OverflowError):
             raise UserError(f"{flag}={text!r}, expected {kind.expected}") from None
 
-    parser.add_argument(flag, metavar=metavar, help=meaning.replace("%", "%%"), type=convert, **options)
+    return convert
 
 
 def switch(parser, flag: str, meaning: str) -> None:
@@ -155,7 +160,7 @@ def config(parser: Parser) -> None:
 
 
 def workdir(parser, meaning: str = "of the run", **options) -> None:
-    add(parser, "--workdir", "DIR", meaning, **options)
+    add(parser, "--workdir", "DIR", meaning, PATH, **options)
 
 
 def checkpoint(parser) -> None:
@@ -201,8 +206,9 @@ def calibrate(parser: Parser) -> None:
 def predict(parser: Parser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     workdir(model)
-    add(model, "--export", "DIR", "what `basisnet export` wrote")
-    parser.add_argument("inputs", metavar="FILE|FOLDER|-", nargs="*", help="images; -: a list of files on stdin")
+    add(model, "--export", "DIR", "what `basisnet export` wrote", PATH)
+    meaning = "images; -: a list of files on stdin"
+    parser.add_argument("inputs", metavar="FILE|FOLDER|-", nargs="*", help=meaning, type=converter("image", PATH))
     form = parser.add_mutually_exclusive_group()
     switch(form, "--json", "one JSON object a line instead of a table")
     switch(form, "--csv", "CSV instead of a table")
@@ -214,9 +220,8 @@ def predict(parser: Parser) -> None:
 def export(parser: Parser) -> None:
     workdir(parser, required=True)
     add(parser, "--format", "NAME", "of the export", choices=FORMATS, required=True)
-    add(
-        parser, "--output", "DIR", "new or empty; of a specialist it becomes the workdir of a static run", required=True
-    )
+    meaning = "new or empty; of a specialist it becomes the workdir of a static run"
+    add(parser, "--output", "DIR", meaning, PATH, required=True)
     checkpoint(parser)
     group = parser.add_argument_group("all formats but specialist")
     meaning = "of the stored weights; float16 and int8 with tflite only"
@@ -224,9 +229,9 @@ def export(parser: Parser) -> None:
     threshold(group)
     meaning = "how much logits may differ from JAX's, relative to the largest"
     add(group, "--tolerance", "T", meaning, NUMBER, shown="1e-4 with float32, 0.01 with float16, 0.2 with int8")
-    add(group, "--images", "FILE|FOLDER", "what the export is verified on", shown="the validation split")
+    add(group, "--images", "FILE|FOLDER", "what the export is verified on", PATH, shown="the validation split")
     group = parser.add_argument_group("format specialist", "Of one of the two; exactly one is expected.")
-    add(group, "--image", "FILE", "the image that the specialist is for", shown="none")
+    add(group, "--image", "FILE", "the image that the specialist is for", PATH, shown="none")
     add(group, "--class", "NAME", "the class that the specialist is for, a name or a label", shown="none")
 
 
@@ -248,12 +253,12 @@ def report(parser: Parser) -> None:
     checkpoint(parser)
     add(parser, "--split", "SPLIT", "whose images are looked at, in TFDS's syntax", shown="the config's test split")
     add(parser, "--images", "N", "the galleries choose among the first so many", COUNT, shown=2000)
-    add(parser, "--output", "FILE", "the page", shown="DIR/report.html")
+    add(parser, "--output", "FILE", "the page", PATH, shown="DIR/report.html")
 
 
 def import_(parser: Parser) -> None:
     add(parser, "--network", "NAME", "the network, as in mobilenet_v3_large", required=True)
-    add(parser, "--weights", "FILE", "a safetensors file, or PyTorch's with the extra `torch`", required=True)
+    add(parser, "--weights", "FILE", "a safetensors file, or PyTorch's with the extra `torch`", PATH, required=True)
     workdir(parser, "new: it becomes that of a static run", required=True)
     meaning = "where the weights were trained, if nothing else tells"
     shown = "as the names of the arrays tell, or timm's config.json beside the file"
@@ -261,7 +266,7 @@ def import_(parser: Parser) -> None:
 
 
 def sweep(parser: Parser) -> None:
-    add(parser, "--sweep", "FILE", "the sweep, as configs/sweeps/bases_width.py", required=True)
+    add(parser, "--sweep", "FILE", "the sweep, as configs/sweeps/bases_width.py", PATH, required=True)
     workdir(parser, "new, or of this sweep, which then goes on where it stopped", required=True)
     add(parser, "--cluster", "NAME", "where the runs run", choices=CLUSTERS, default="local")
     add(parser, "--jobs", "N", "runs at once", COUNT, shown="as many as fit, or as Slurm starts")

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import baselines, basis, calling, networks, parsing, preprocess
+from basisnet_jax import baselines, basis, calling, networks, preprocess
 from basisnet_jax.basisnet import BasisNet, Outputs
 from basisnet_jax.classifier import Classifier, Static
+from basisnet_jax.configs import ranges
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks import batch_norm, own
 from basisnet_jax.ops import conv
@@ -39,7 +40,7 @@ def create(config: ml_collections.ConfigDict) -> nnx.Module:
             module.remat = config.remat_kernels
         if isinstance(module, basis.BasisConv):
             module.path = _path(module, config.basis.paths)
-    if names := [fields.name for fields in (config.network, config.preview) if parsing.is_own(fields.name)]:
+    if names := [fields.name for fields in (config.network, config.preview) if ranges.is_own(fields.name)]:
         _check_logits(model, config.num_classes, names)
     return model
 
@@ -90,7 +91,7 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
     of_coefficients = {name: config.coefficients[name] for name in COEFFICIENT_FIELDS}
     try:
         # The default pattern is of the networks of this package; one's own has the default of `with_bases`.
-        is_default = parsing.is_own(config.network.name) and config.basis.layers == basis.LAYERS
+        is_default = ranges.is_own(config.network.name) and config.basis.layers == basis.LAYERS
         chosen = None if is_default else basis.matching(config.basis.layers)
         init = _initializer(config)
         network = basis.with_bases(network, config.basis.num_bases, where=chosen, init=init, rngs=rngs)

@@ -21,13 +21,14 @@ import traceback
 import ml_collections
 
 import basisnet_jax.configs
-from basisnet_jax.configs import default
+from basisnet_jax import paths
+from basisnet_jax.configs import default, ranges
 from basisnet_jax.errors import UserError
 
 OVERRIDE = re.compile(r"--(?P<no>no)?config\.(?P<field>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 NUMBER = re.compile(r"-\.?\d")  # how a negative one begins, which is no flag
+HELPERS = ("models", "ranges")  # of the folder configs, what is no config
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
-SECTIONS = ("network", "preview")  # that name a network
 EXPECTED = {bool: "True or False", int: "int", float: "float", str: "str", tuple: "tuple", list: "list"}
 
 # An override: the flag as it was written, the field, and its value. True and False are of a flag without any value.
@@ -64,7 +65,7 @@ def take_overrides(argv: list[str]) -> tuple[list[str], list[Override]]:
 def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
     """The config of `NAME|FILE[:args]` with its fields overridden; of a field given twice the last value stays."""
     name, colon, argument = given.partition(":")
-    path = config_path(name)
+    path = config_path(os.path.expanduser(name))
     config = None
     try:
         get_config = runpy.run_path(path).get("get_config")
@@ -76,11 +77,13 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
         raise UserError(located(error, path)) from None
     if not callable(get_config):
         raise UserError(f"{path} is no config file: expected a function get_config()")
+    if config is None:
+        raise UserError(f"{path}: get_config() returns nothing, expected ml_collections.ConfigDict: `return config`")
     if not isinstance(config, ml_collections.ConfigDict):
         kind = type(config).__name__
         raise UserError(f"{path}: get_config() returns {kind}, expected ml_collections.ConfigDict")
     config.lock()
-    names = [f"{section}.name" for section in SECTIONS]
+    names = [f"{section}.name" for section in ranges.SECTIONS]
     for flag, field, value in overrides:
         if field in names:  # they decide which fields a section has
             override(config, flag, field, value)
@@ -126,7 +129,7 @@ def packaged_configs() -> dict[str, str]:
     found = {}
     for folder in basisnet_jax.configs.__path__:
         for module in pkgutil.iter_modules([folder]):
-            if not module.ispkg and module.name != "models":  # which helps the others
+            if not module.ispkg and module.name not in HELPERS:
                 found.setdefault(module.name, os.path.join(folder, f"{module.name}.py"))
     return found
 
@@ -145,24 +148,18 @@ def described_configs() -> list[tuple[str, str, str]]:
 def override(config: ml_collections.ConfigDict, flag: str, field: str, value: str | bool) -> None:
     """Sets a field, such as "optimizer.learning_rate", to a value of its default's type."""
     holder, names = config, field.split(".")
-    if len(names) == 2 and names[0] in SECTIONS and names[0] in config:
-        if names[1] == "name" and is_own(value):
+    if len(names) == 2 and names[0] in ranges.SECTIONS and names[0] in config:
+        if names[1] == "name" and ranges.is_own(value):
             kept = {name: config[names[0]][name] for name in ("image_size",) if name in config[names[0]]}
             config[names[0]] = ml_collections.ConfigDict({"name": value, **kept})
             return
-        if is_own(config[names[0]].get("name")) and names[1] not in config[names[0]]:
+        if ranges.is_own(config[names[0]].get("name")) and names[1] not in config[names[0]]:
             with config[names[0]].unlocked():
                 config[names[0]][names[1]] = untyped(value)
             return
-    for i, name in enumerate(names):
+    for name in names:
         if not isinstance(holder, ml_collections.ConfigDict) or name not in holder:
-            paths = dotted(config)
-            same = [path for path in paths if path.split(".")[-1] == names[-1]]
-            close = [f"config.{path}" for path in same or difflib.get_close_matches(field, paths, n=1)]
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise UserError(
-                f"{'.'.join(['config', *names[:i]])} has no field {name!r}; {hint}configs/default.py lists all of them"
-            )
+            raise UserError(ranges.unknown(field, ranges.flat(config.to_dict())))
         parent, holder = holder, holder[name]
     kind = parent.get_type(names[-1])
     if issubclass(kind, ml_collections.ConfigDict):
@@ -179,21 +176,6 @@ def override(config: ml_collections.ConfigDict, flag: str, field: str, value: st
             expected += f" such as {holder}"
         given = f"{flag} is given without a value" if isinstance(value, bool) else f"--config.{field}={value!r}"
         raise UserError(f"{given}, expected {expected}{' or None' * optional}") from None
-
-
-def dotted(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    """The dotted names of all fields and of what holds them."""
-    names = []
-    for name, value in config.items():
-        names.append(prefix + name)
-        if isinstance(value, ml_collections.ConfigDict):
-            names += dotted(value, f"{prefix}{name}.")
-    return names
-
-
-def is_own(name: str) -> bool:
-    """Whether a network's name is PACKAGE.MODULE:FACTORY, that of one's own."""
-    return isinstance(name, str) and ":" in name
 
 
 def fields_of(flag: str, value: str | bool) -> dict:
@@ -244,5 +226,10 @@ def untyped(value: str | bool):
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config as it will read back from `config.json`: plain values, tuples as lists."""
-    return ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
+    """The config as it will read back from `config.json`: plain values, tuples as lists, paths absolute.
+
+    Raises:
+      UserError: a field is unknown, missing or out of its range (configs/ranges.py).
+    """
+    ranges.check(config)
+    return ml_collections.ConfigDict(paths.with_absolute(json.loads(json.dumps(config.to_dict()))))

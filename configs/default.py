@@ -1,7 +1,8 @@
 """Every field of a run, with its default. Other configs state only what differs.
 
 A config is a Python file with `get_config(arg="")`; the argument is what follows the colon in
-`--config=configs/digits.py:bases=4,width=0.5`, and any field can be set with `--config.field=value`.
+`--config=configs/digits.py:bases=4,width=0.5`, and any field can be set with `--config.field=value`. `ranges.py` says
+what each field may be, and has a line for every one of them.
 
 On more than one device `batch_size` stays that of all of them together:
 

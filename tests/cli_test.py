@@ -337,6 +337,7 @@ def test_packaged_configs_are_found_by_name_from_any_folder(monkeypatch, tmp_pat
     [
         ("x = 1", "mine.py is no config file: expected a function get_config()"),
         ("def get_config():\n    return {}", "get_config() returns dict, expected ml_collections.ConfigDict"),
+        ("def get_config():\n    pass", "mine.py: get_config() returns nothing, expected ml_collections.ConfigDict"),
         ("def get_config():\n    return missing", "mine.py, line 2: NameError: name 'missing' is not defined"),
         ("import no_such_module", "mine.py, line 1: ModuleNotFoundError"),
         ("def get_config(:", "mine.py: SyntaxError"),
@@ -351,7 +352,7 @@ def test_configs_are_listed_with_their_arguments(capsys):
     assert cli.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert names == sorted({path.stem for path in CONFIGS.glob("*.py")} - {"__init__", "models"})
+    assert names == sorted({path.stem for path in CONFIGS.glob("*.py")} - {"__init__", *parsing.HELPERS})
     at = next(i for i, line in enumerate(lines) if line.startswith("digits "))
     assert "BasisNet on scikit-learn's digits" in lines[at]
     assert lines[at + 1].strip() == "bases (8), width (0.5), seed (0)"
@@ -362,10 +363,10 @@ def test_overrides_are_read_from_the_arguments_given(monkeypatch):
     """And not from the process's own, which are those of a test runner or of a sweep."""
     monkeypatch.setattr(sys, "argv", ["sweep", "--config.seed=1"])
     config = parsing.read_config(
-        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1)"]
+        [CONFIG + ":bases=3", "--config.batch_size=32", "--config.network.stage_strides=(2,1,1,1)"]
     )
     assert (config.seed, config.batch_size, config.basis.num_bases) == (0, 32, 3)
-    assert parsing.resolve(config).network.stage_strides == [2, 1]
+    assert parsing.resolve(config).network.stage_strides == [2, 1, 1, 1]
 
 
 def test_madds_as_json(capsys):
@@ -429,6 +430,23 @@ sys.exit(cli.main(["count"]))
     assert command.stdout.readline() == "0\n"
     command.stdout.close()
     assert command.wait(60) == 1 and command.stderr.read() == ""
+
+
+@pytest.mark.odd("disk")
+@pytest.mark.parametrize("rows", [1, 100_000])  # in the buffer till the end, and more than it holds
+def test_a_full_disk_behind_stdout_is_told_in_one_line(rows, record_property):
+    code = f"""
+import sys
+from basisnet_jax import cli
+cli.VERBS["count"] = lambda given: [print(i) for i in range({rows})]
+sys.argv[1:] = ["count"]
+sys.exit(cli.main())
+"""
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run([sys.executable, "-c", code], stdout=disk, stderr=subprocess.PIPE, text=True, check=False)
+    conftest.record_told(record_property, done.returncode, done.stderr)
+    told = "basisnet: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")

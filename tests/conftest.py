@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from basisnet_jax.configs import digits
 
-from basisnet_jax import models, parsing
+from basisnet_jax import cli, models, parsing
 from basisnet_jax.workdir import checkpoint, runs
 
 LONGEST = ("plan", "partition", "faults", "slurm", "docs", "distillation", "parity", "loop")
@@ -71,6 +71,30 @@ def make_run():
         return str(workdir)
 
     return make
+
+
+@pytest.fixture
+def refused(capsys, record_property):
+    """`refused(*argv, code=2)`: the one line on stderr with which the command ends, and it prints nothing else.
+
+    What it did is recorded for experiments/odd_inputs.py.
+    """
+
+    def run(*argv, code=2):
+        found = cli.main([str(argument) for argument in argv])
+        out, err = capsys.readouterr()
+        record_told(record_property, found, err)
+        assert (found, out) == (code, "") and err.startswith("basisnet: ") and err.count("\n") == 1, (found, out, err)
+        return err.removeprefix("basisnet: ").rstrip("\n")
+
+    return run
+
+
+def record_told(record_property, code, err):
+    """Exit code and stderr of a command, for experiments/odd_inputs.py."""
+    record_property("code", code)
+    record_property("lines", len(err.splitlines()))
+    record_property("traceback", "Traceback" in err)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from clu import deterministic_data
 
 from basisnet_jax import preprocess
+from basisnet_jax.configs import ranges
 from basisnet_jax.data import augment, autoaugment, decoding, imagenet, operations
 from basisnet_jax.data.source import Source, keep_tensorflow_off_accelerators
 from basisnet_jax.errors import UserError
@@ -68,14 +69,19 @@ class Dataset:
         """What identifies the examples: see `Source.fingerprint`."""
         return self.source.fingerprint
 
-    def num_examples(self, split: str) -> int:
-        """Examples in a TFDS split such as 'train', 'train[:90%]' or 'train+validation', or in a share of one."""
+    def num_examples(self, split: str, given_by: str = "") -> int:
+        """Examples in a TFDS split such as 'train', 'train[:90%]' or 'train+validation', or in a share of one.
+
+        `given_by` is the field or flag that an error is about.
+        """
         info = self.source.builder.info
         try:
             return info.splits[split].num_examples
         except (ValueError, KeyError) as error:
             known = ", ".join(f"{part} ({of_part.num_examples})" for part, of_part in info.splits.items())
             name = split if isinstance(split, str) else split.split
+            if given_by:
+                raise UserError(f"{given_by}={name!r}, expected a split of {info.name}: {known}") from error
             raise UserError(f"{info.name} has no split {name!r}; it has {known}") from error
 
     def steps_per_epoch(self, process_count: int | None = None) -> int:
@@ -232,6 +238,29 @@ def open(config: ml_collections.ConfigDict, source: Source | None = None) -> Dat
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         shuffle_buffer_size=config.shuffle_buffer_size,
+    )
+
+
+def lengths(config: ml_collections.ConfigDict, data: Dataset) -> tuple[int, int]:
+    """The steps of the whole training and of an epoch.
+
+    Raises:
+      UserError: a split of the config is unknown or empty, or there would be no step.
+    """
+    for field in ("train_split", "validation_split", "test_split", "train_eval_split"):
+        if config[field] and not data.num_examples(config[field], f"config.{field}"):
+            raise ranges.wrong(field, config[field], "a split with examples in it")
+    steps_per_epoch = data.steps_per_epoch()
+    return total_steps(config, steps_per_epoch), steps_per_epoch
+
+
+def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+    """The steps of the whole training. Raises UserError where there would be none."""
+    if steps := round(config.num_epochs * steps_per_epoch):
+        return steps
+    raise UserError(
+        f"config.num_epochs={config.num_epochs}, expected at least one step: an epoch has {steps_per_epoch}, "
+        f"of config.batch_size={config.batch_size}"
     )
 
 

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 import basisnet_jax.data.digits
 import basisnet_jax.data.glyphs  # noqa: F401  (both register their names with TFDS)
+from basisnet_jax import paths
 from basisnet_jax.data import digests, folder, listing
 from basisnet_jax.errors import UserError
 
@@ -32,6 +33,7 @@ class Source:
 
     def __init__(self, name: str, data_dir: str, bad_images: str):
         keep_tensorflow_off_accelerators()
+        check_store(data_dir)
         self.name = name
         self.folder: folder.Folder | None = None
         if name.startswith("folder:"):
@@ -120,6 +122,16 @@ class Source:
             record["skipped"] = self.skipped
             record["files"] = {name: [*stat, self.digests[name]] for name, stat in self.folder.stats.items()}
         return record
+
+
+def check_store(data_dir: str) -> None:
+    """Tells where TFDS could not reach a remote store, through TensorFlow's file systems, such as gs://bucket."""
+    if paths.REMOTE.match(data_dir):
+        try:
+            tf.io.gfile.exists(data_dir)
+        except tf.errors.OpError as error:
+            reason = " ".join(error.message.split())[:200]
+            raise UserError(f"config.data_dir={data_dir!r} cannot be read: {reason}") from error
 
 
 def named(name: str, data_dir: str) -> tfds.core.DatasetBuilder:

@@ -1,4 +1,4 @@
-"""SIGTERM, which is how clusters announce that a machine is taken away: the run saves its state and ends in peace."""
+"""SIGTERM, which is how clusters announce that a machine is taken away, and Ctrl-C: the run saves and ends in peace."""
 
 import contextlib
 import itertools
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from basisnet_jax import interrupts
+
 
 @contextlib.contextmanager
 def watched() -> Iterator[Callable[[int], bool]]:
@@ -15,15 +17,12 @@ def watched() -> Iterator[Callable[[int], bool]]:
 
     With several processes JAX spreads the news from the one that got the signal, and all stop after the same step.
     """
-    if jax.process_count() > 1:  # JAX has its own handler
+    if jax.process_count() > 1:  # JAX has its own handler of SIGTERM
         # All stop at the call after the last one that any of them has made. JAX counts from 0: by the steps of a run
         # that goes on, that call would never come if the signal does before the first.
         calls = itertools.count(1)
-        yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
+        with interrupts.turned(signal.SIGINT, signal.SIGTERM):
+            yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
-    received = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
+    with interrupts.noted() as received:
         yield lambda step: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -53,6 +53,7 @@ def calibrate(
         limits = f"from {costs[0]:,} (all images stop) to {costs[1]:,} (none does)"
         raise UserError(f"--target_madds={target_madds:,.0f}, expected {limits}")
 
+    runs.check_writable(workdir)
     run = runs.load(workdir, which)
     data = data_record.opened(config, workdir)
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
@@ -91,7 +92,7 @@ def calibrate(
     try:
         files.write_json(path, report)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}", result=table(report)) from error
     return report
 
 

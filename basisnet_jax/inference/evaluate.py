@@ -15,6 +15,7 @@ from basisnet_jax import coefficients, early_exit, madds, models, plots, preproc
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
+from basisnet_jax.errors import UserError
 from basisnet_jax.inference import by_class
 from basisnet_jax.models import Functional
 from basisnet_jax.training import losses
@@ -93,7 +94,11 @@ def write_report(
     report |= by_class.describe(averaged["label"], by_class.answers(averaged, rule), names)
     report["provenance"] = provenance(config)
     if jax.process_index() == 0:
-        write(report, averaged, rule, names, workdir)
+        try:
+            write(report, averaged, rule, names, workdir)
+        except OSError as error:
+            reason = f"the evaluation cannot be written to {workdir}: {error.strerror}"
+            raise UserError(reason, result=table(report)) from error
     return report
 
 

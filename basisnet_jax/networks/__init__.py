@@ -8,7 +8,7 @@ import inspect
 
 from flax import nnx
 
-from basisnet_jax import parsing
+from basisnet_jax.configs import ranges
 from basisnet_jax.errors import UserError
 from basisnet_jax.networks import efficientnet, mobilenet_v2, mobilenet_v3, own
 
@@ -30,7 +30,7 @@ def create(name: str, **kwargs) -> nnx.Module:
 
     Of one's own, PACKAGE.MODULE:FACTORY, as `own.create` does it.
     """
-    if parsing.is_own(name):
+    if ranges.is_own(name):
         return own.create(name, **kwargs)
     if name not in NETWORKS:
         known = ", ".join(sorted(NETWORKS))

@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from basisnet_jax import basis, madds, models, preprocess
+from basisnet_jax.configs import ranges
 from basisnet_jax.data import pipeline
 from basisnet_jax.data.source import Source
 from basisnet_jax.distributed import partition
@@ -80,6 +81,8 @@ def plan(config: ml_collections.ConfigDict, topology: str, examples: int | None 
     source = None if config.num_classes else Source.find(config)
     config = source.completed(config) if source else config
     examples, unknown = (examples, None) if examples else train_examples(config, source)
+    if examples and (steps_per_epoch := examples // config.batch_size):
+        pipeline.total_steps(config, steps_per_epoch)  # found before compiling
     report = {"topology": topology, **of_batch(config, devices, chip, examples)}
     if unknown:
         report["examples_unknown"] = unknown
@@ -213,17 +216,25 @@ def train_examples(config, source: Source | None = None) -> tuple[int | None, st
     """How many examples the training split has, or why that is not known; `source` as for `pipeline.open`."""
     sizes = PUBLISHED.get(config.dataset)
     try:
-        if not sizes:
-            return pipeline.open(config, source).num_examples(config.train_split), None
-        infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in sizes.items()}
-        parts = tfds.core.ReadInstruction.from_spec(config.train_split).to_absolute(infos)
-        return sum(len(range(sizes[part.splitname])[part.from_ : part.to]) for part in parts), None
-    except (UserError, ValueError) as error:
+        data = None if sizes else pipeline.open(config, source)
+    except UserError as error:
         return None, f"{str(error).splitlines()[0]} (give --examples=N)"
+    if data:
+        count = data.num_examples(config.train_split, "config.train_split")
+    else:
+        infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in sizes.items()}
+        try:
+            parts = tfds.core.ReadInstruction.from_spec(config.train_split).to_absolute(infos)
+        except ValueError:
+            raise ranges.wrong("train_split", config.train_split, f"a split: {', '.join(sizes)}") from None
+        count = sum(len(range(sizes[part.splitname])[part.from_ : part.to]) for part in parts)
+    if not count:
+        raise ranges.wrong("train_split", config.train_split, "a split with examples in it")
+    return count, None
 
 
 def training(config, examples: int, bound: float) -> dict:
-    steps = round(config.num_epochs * (examples // config.batch_size))
+    steps = pipeline.total_steps(config, examples // config.batch_size)
     return {"examples": examples, "epochs": config.num_epochs, "steps": steps, "hours": steps * bound / 3600}
 
 

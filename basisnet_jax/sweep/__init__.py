@@ -82,7 +82,10 @@ def sweep(file: str, workdir: str, cluster: str = "local", jobs: int | None = No
     jax.config.update("jax_platforms", "cpu")  # nothing is computed here: the devices are the runs'
     common, slurm, yielded = load(file)
     folder = pathlib.Path(os.path.abspath(workdir))
+    runs.check_writable(workdir)
     find = functools.cache(Source)  # a folder of images is listed once for all runs
+    for overrides in yielded:
+        configured(common, overrides)  # all of them are checked before the data of the first are prepared
     all_runs = [make_run(common, overrides, folder / "runs", find) for overrides in yielded]
     check(file, all_runs, folder)
     launcher = launchers.CLUSTERS[cluster](folder, jobs, slurm)
@@ -121,8 +124,8 @@ def load(file: str) -> tuple[dict, dict, list[dict]]:
     return {"CONFIG": names["CONFIG"], **common}, slurm, yielded
 
 
-def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[..., Source] = Source) -> Variant:
-    """The run of what is yielded; the data it needs are prepared, once and before any run wants them."""
+def configured(common: dict, yielded: dict) -> tuple[list[str], ml_collections.ConfigDict]:
+    """The flags of what is yielded, and the config, every field in its range."""
     overrides = {key: value for key, value in {**common, **yielded}.items() if key != "CONFIG"}
     path, _, arg = common["CONFIG"].partition(":")
     arguments = [f"{key}={value}" for key, value in overrides.items() if not key.startswith("config.")]
@@ -135,10 +138,19 @@ def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[.
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
+        return flags, parsing.resolve(config)
+    except UserError as error:
+        raise UserError(f"run {yielded}: {error}") from None
+
+
+def make_run(common: dict, yielded: dict, folder: pathlib.Path, find: Callable[..., Source] = Source) -> Variant:
+    """The run of what is yielded; the data it needs are prepared, once and before any run wants them."""
+    flags, config = configured(common, yielded)
+    try:
         source = find(config.dataset, config.data_dir, config.bad_images)
-        config = source.completed(parsing.resolve(config))
+        config = source.completed(config)
         data = pipeline.open(config, source)
-        steps = round(config.num_epochs * data.steps_per_epoch())
+        steps, _ = pipeline.lengths(config, data)
     except UserError as error:
         raise UserError(f"run {yielded}: {error}") from None
     name = name_of(yielded)

@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import early_exit, models
-from basisnet_jax.configs import default
+from basisnet_jax import early_exit, models, paths
+from basisnet_jax.configs import default, ranges
 from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
@@ -76,7 +76,8 @@ def fit(
       "madds", ...; without `validation` the last means of training, "loss" and "top1".
 
     Raises:
-      UserError: the loss diverged, or the workdir is in use or cannot be written.
+      UserError: a number is out of its range, which is told by the field of a config that it becomes; the loss
+        diverged; or the workdir is in use or cannot be written.
       ValueError: a batch is not of that form.
 
     Example:
@@ -103,6 +104,9 @@ def fit(
     )
     if optimizer == "adamw":
         config.optimizer.update(second_moment_decay=0.999, epsilon=1e-8)
+    config.max_drop, config.log_every_steps = max_drop, log_every
+    config.checkpoint_every_steps = validate_every or num_steps
+    ranges.check(config)
     mesh = partition.create_mesh(config.batch_size)
     built = build_step(config, functions, steps_per_epoch=1, mesh=mesh, normalize=normalize)  # lengths are in steps
     state = built.create_state(functions.params, functions.batch_stats)
@@ -116,8 +120,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints, write = None, lambda *_: None
         if workdir is not None:
-            workdir = os.fspath(workdir)
-            os.makedirs(workdir, exist_ok=True)
+            workdir = paths.local(os.fspath(workdir))
             stack.enter_context(runs.told_when_full(workdir))
             stack.enter_context(runs.locked(workdir))
             claim(model, workdir)

@@ -42,6 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
       UserError: `workdir` cannot be written or belongs to another config or other data; the data are not there; the
         loss diverged.
     """
+    runs.check_writable(workdir)
     source = Source.find(config)
     if source.folder and jax.process_index() == 0:
         print(source.summary(), flush=True)
@@ -51,10 +52,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
     data = pipeline.open(config, source)
     data_record.say(source.told_skipped())
     mesh = partition.create_mesh(config.batch_size, config.fsdp)
-    steps_per_epoch = data.steps_per_epoch()
-    for split in filter(None, (config.validation_split, config.test_split, config.train_eval_split)):
-        data.num_examples(split)  # a misspelt one is found now, not after the first epoch
-    total_steps = round(config.num_epochs * steps_per_epoch)
+    evaluation_mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
+    total_steps, steps_per_epoch = pipeline.lengths(config, data)
     model = models.create(config)
     functions = models.functional(model)
     if checkpoint.newest(workdir) is None:
@@ -65,11 +64,6 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
         data_record.check_classes(source, config.distillation.teacher)
     teacher_runs = teacher is not None and not config.distillation.cache
     built = build_step(config, functions, steps_per_epoch, mesh, teacher.logits if teacher_runs else None)
-    # Only now: a config with a mistake in it must not keep the workdir.
-    if new_data:
-        data_record.write(source, workdir)
-    runs.claim(config, workdir)
-    runs.write_classes(workdir, data.class_names)
 
     # How a run starts and goes on:
     # 1. The state is made from the seed, or from another run's weights (`config.init_from`), on the mesh.
@@ -78,7 +72,13 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
     # However it ends, what was saved and logged until then is on disk.
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.told_when_full(workdir))
+        # Only now: a config with a mistake in it leaves no workdir behind.
         stack.enter_context(runs.locked(workdir))
+        runs.check(config, workdir)  # since it was checked, another run may have begun there and ended
+        if new_data:
+            data_record.write(source, workdir)
+        runs.claim(config, workdir)
+        runs.write_classes(workdir, data.class_names)
         checkpoint.set_damaged_aside(workdir)
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.manager(workdir, config.keep_checkpoints)))
         state = built.create_state(functions.params, functions.batch_stats)
@@ -93,7 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
         per_example = evaluate.make_per_example(
             functions,
             preprocess.of(config).normalize,
-            partition.create_mesh(config.eval_batch_size, config.fsdp),
+            evaluation_mesh,
         )
 
         def validate(step, state):

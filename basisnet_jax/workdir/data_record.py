@@ -35,7 +35,7 @@ def check(source: Source, workdir: str, changed_data: bool) -> bool:
 
     A workdir of another data set is left for `runs.check` to refuse.
     """
-    if not os.path.exists(os.path.join(workdir, "config.json")):
+    if not runs.begun(workdir):
         return True
     if runs.load_config(workdir).dataset != source.name:
         return False

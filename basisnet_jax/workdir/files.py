@@ -49,6 +49,19 @@ def write_json(path: str | os.PathLike, value: dict | list, indent: int | None =
         json.dump(value, file, indent=indent)
 
 
+def unwritable(path: str | os.PathLike) -> str | None:
+    """Why nothing can be written at a path, which need not be there yet, in the system's words; None: it can be."""
+    existing = pathlib.Path(path).absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        return os.strerror(errno.ENOTDIR)
+    if os.access(existing, os.W_OK | os.X_OK):
+        return None
+    read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+    return os.strerror(errno.EROFS if read_only else errno.EACCES)
+
+
 def full_disk(error: BaseException) -> str | None:
     """The system's words for a full disk if the error, of whatever library, has them."""
     return next((text for text in _FULL if text in str(error)), None)

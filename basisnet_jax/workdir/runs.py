@@ -18,8 +18,8 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import early_exit, models, parsing, preprocess
-from basisnet_jax.configs import default
+from basisnet_jax import early_exit, models, paths, preprocess
+from basisnet_jax.configs import default, ranges
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 from basisnet_jax.workdir import checkpoint, files
@@ -61,14 +61,23 @@ def load(workdir: str, which: str | None = None) -> Run:
     return Run(config, model, functions, params, batch_stats, step)
 
 
+def begun(workdir: str) -> bool:
+    """Whether a run is there that can go on. Without a checkpoint nothing is lost: the workdir belongs to nobody."""
+    return os.path.exists(os.path.join(workdir, "config.json")) and checkpoint.newest(workdir) is not None
+
+
+def check_writable(workdir: str) -> None:
+    """Tells before any work that its results could not be written."""
+    if jax.process_index() == 0 and (reason := files.unwritable(workdir)):
+        raise UserError(f"workdir {workdir} cannot be written: {reason}")
+
+
 def check(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Refuses a workdir that another config made; what only a step's memory depends on may differ."""
-    if not os.path.exists(os.path.join(workdir, "config.json")):
+    """Refuses a workdir in which a run of another config has begun; what only a step's memory depends on may differ."""
+    if not begun(workdir):
         return
     ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
-    names = (ours | theirs).keys() - {"remat_kernels"}
-    differing = sorted(name for name in names if ours.get(name) != theirs.get(name))
-    if differing:
+    if differing := _differing(ours, theirs):
         fields = "; ".join(f"{name}: given {ours.get(name)}, there {theirs.get(name)}" for name in differing)
         flags = " ".join(f"--config.{name}={theirs[name]}" for name in differing if name in theirs)
         raise UserError(
@@ -76,14 +85,34 @@ def check(config: ml_collections.ConfigDict, workdir: str) -> None:
         )
 
 
+def _differing(ours: dict, theirs: dict) -> list[str]:
+    names = (ours | theirs).keys() - {"remat_kernels"}
+    return sorted(name for name in names if ours.get(name) != theirs.get(name))
+
+
 def claim(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Makes `workdir` and writes `config.json` to it, unless it is there already."""
-    _write_once(workdir, "config.json", config.to_dict())
+    """Makes `workdir` and writes `config.json` to it, unless a run has begun there.
+
+    What another config left that never came to a checkpoint is replaced, the names of its classes included.
+    """
+    if begun(workdir) or jax.process_index() > 0:
+        return
+    with told_when_unwritable(workdir):
+        os.makedirs(workdir, exist_ok=True)
+        if os.path.exists(os.path.join(workdir, "config.json")) and _differing(
+            flat(config.to_dict()), flat(load_config(workdir).to_dict())
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(workdir, "classes.json"))
+        files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
 
 
 def write_classes(workdir: str, names: list[str]) -> None:
     """Writes `classes.json`, unless it is there already: names that a user has put in it stay."""
-    _write_once(workdir, "classes.json", names)
+    path = os.path.join(workdir, "classes.json")
+    if not os.path.exists(path) and jax.process_index() == 0:
+        with told_when_unwritable(workdir):
+            files.write_json(path, names)
 
 
 def load_classes(workdir: str, num_classes: int) -> list[str]:
@@ -160,15 +189,17 @@ def evaluated_rule(workdir: str, step: int) -> early_exit.Rule | None:
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Refuses a second run in the same workdir while this one lasts.
+    """Makes the workdir, and refuses a second run in it while this one lasts.
 
     The system drops the lock when the process ends, however it ends: what a killed run leaves is an unlocked file.
     """
     if jax.process_index() > 0:
         yield
         return
-    path = os.path.join(workdir, "lock")
-    with open(path, "a+") as file:
+    with told_when_unwritable(workdir):
+        os.makedirs(workdir, exist_ok=True)
+        file = open(os.path.join(workdir, "lock"), "a+")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,6 +216,8 @@ def told_when_full(workdir: str) -> Iterator[None]:
     """A full disk ends the run in one line, whatever part of it, in whatever library, was writing."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         if (reason := files.full_disk(error)) is None:
             raise
@@ -202,23 +235,14 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
             defaults = over(json.loads(default.get_config().to_json()), BEFORE)
             given = json.load(file)
             whole = over(defaults, given)
-            for section in ("network", "preview"):  # of a network of one's own the defaults are not
-                if parsing.is_own(given.get(section, {}).get("name")):
+            for section in ranges.SECTIONS:  # of a network of one's own the defaults are not
+                if ranges.is_own(given.get(section, {}).get("name")):
                     whole[section] = given[section]
-            return ml_collections.ConfigDict(whole)
+            return ml_collections.ConfigDict(paths.with_absolute(whole))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def _write_once(workdir: str, name: str, value: dict | list) -> None:
-    path = os.path.join(workdir, name)
-    if os.path.exists(path) or jax.process_index() > 0:
-        return
-    with told_when_unwritable(workdir):
-        os.makedirs(workdir, exist_ok=True)
-        files.write_json(path, value)
 
 
 @contextlib.contextmanager
@@ -235,15 +259,10 @@ def over(defaults: dict, given: dict) -> dict:
     return {**defaults, **given, **{name: over(defaults[name], given[name]) for name in both}}
 
 
-def flat(tree: dict, prefix: str = "") -> dict:
+def flat(tree: dict) -> dict:
     """{"a": {"b": 1}} as {"a.b": 1}, tuples as the lists that JSON makes of them."""
-    leaves = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return leaves
+    leaves = ranges.flat(tree)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in leaves.items()}
 
 
 class Log:

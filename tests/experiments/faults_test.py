@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 
+import conftest
 import faults
 import numpy as np
 import pytest
@@ -61,7 +62,28 @@ def test_sigterm_saves_and_ends_in_peace(flags, tmp_path):
     assert logged[-1] <= step < logged[-1] + 200
 
 
-def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path, capsys, caplog):
+@pytest.mark.odd("signal")
+@pytest.mark.parametrize(
+    ("numbers", "code"), [([signal.SIGINT], 0), ([signal.SIGINT] * 2, 130), ([signal.SIGTERM] * 2, 143)]
+)
+def test_a_signal_while_the_step_is_compiled(flags, tmp_path, record_property, numbers, code):
+    """The first lets the first step end and saves, the second does not wait for the compiler."""
+    process = start(tmp_path / "run", *flags)
+    while not list((tmp_path / "run").glob("events*")):  # the last file that is made before the first step
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    for number in numbers:
+        time.sleep(0.3)
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    conftest.record_told(record_property, process.returncode, output)
+    assert process.returncode == code and "Traceback" not in output, output
+    assert f"{numbers[0].name}: finishes this step and saves; a second signal ends at once" in output
+    assert bool(faults.steps(tmp_path / "run")) == (code == 0)
+    assert ("saved; the same command goes on from there" in output) == (code == 0)
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(flags, tmp_path, capsys):
     workdir = tmp_path / "run"
     process = start(workdir, *flags, "--config.num_epochs=200")
     wait_for_steps(process, workdir)

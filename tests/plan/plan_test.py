@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from functools import partial
 
 import jax
@@ -41,8 +42,10 @@ def test_examples_of_imagenet_are_known_without_it(tiny):
     assert plan.train_examples(config) == (1_271_167, None)
     config.train_split = "validation[:10%]"
     assert plan.train_examples(config) == (5_000, None)
-    config.train_split = "trian"
-    assert plan.train_examples(config)[0] is None and "--examples" in plan.train_examples(config)[1]
+    for split, told in {"trian": "a split: train, validation", "train[:0]": "a split with examples in it"}.items():
+        config.train_split = split
+        with pytest.raises(UserError, match=re.escape(f"config.train_split={split!r}, expected {told}")):
+            plan.train_examples(config)
 
 
 @pytest.fixture(scope="module")

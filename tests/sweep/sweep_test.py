@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import conftest
 import PIL.Image
 import pytest
 
-from basisnet_jax import cli, parsing, plots, sweep
+from basisnet_jax import cli, interrupts, parsing, plots, sweep
 from basisnet_jax.data import pipeline
 from basisnet_jax.sweep import launchers
 
@@ -235,8 +236,10 @@ def test_a_workdir_of_another_sweep_is_refused(fake, write, fails, tmp_path, cap
     run = tmp_path / "all" / "runs" / "seed=0"
     found = json.loads(json.dumps({"seed": 3}))
     (run / "config.json").write_text(json.dumps(found))
+    (run / "checkpoints" / "1").mkdir(parents=True)
     assert "seed: given 0, there 3" in fails(write({"seed": 0}, {"seed": 5}))
     (run / "config.json").unlink()
+    shutil.rmtree(run / "checkpoints")
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "all" / "config.json").write_text("{}")
     assert "that of a single run" in fails(write({"seed": 0}, {"seed": 5}))
@@ -251,7 +254,7 @@ def test_a_second_sweep_in_the_same_workdir_is_refused(fake, write, fails, tmp_p
 
 def terminate_once_handled(over: threading.Event):
     """Sends SIGTERM to this process as soon as that does not end it, unless the test is over."""
-    while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    while signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, interrupts.interrupt):
         if over.wait(0.01):
             return
     os.kill(os.getpid(), signal.SIGTERM)

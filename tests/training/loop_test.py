@@ -403,6 +403,8 @@ def test_the_weight_of_the_previews_loss(flags, batch):
 
 def test_a_run_goes_on_with_kernels_kept_or_mixed_again(tiny, tmp_path):
     runs.claim(tiny(remat_kernels=False), str(tmp_path))
+    runs.check(tiny(seed=1), str(tmp_path))  # before the first checkpoint a workdir belongs to nobody
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     runs.check(tiny(), str(tmp_path))
     with pytest.raises(UserError, match="seed: given 1, there 0"):
         runs.check(tiny(seed=1), str(tmp_path))
@@ -411,6 +413,7 @@ def test_a_run_goes_on_with_kernels_kept_or_mixed_again(tiny, tmp_path):
 def test_a_run_from_before_a_field_existed_does_what_was_done_then(tiny, tmp_path):
     then = {"optimizer.match_static": False, "optimizer.coefficient_rate": 0.0}
     runs.claim(tiny(**then), str(tmp_path))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     del config["optimizer"]["match_static"], config["optimizer"]["coefficient_rate"]
