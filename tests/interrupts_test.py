@@ -20,7 +20,7 @@ CONFIG = f"--config={conftest.ROOT / 'configs' / 'digits.py'}"
 CASES = [
     (["evaluate", "--workdir=RUN", "--threshold=0.5"], "inference.evaluate.summarize", signal.SIGINT),
     (["evaluate", "--workdir=RUN", "--threshold=0.5"], "workdir.files.json.dump", signal.SIGTERM),
-    (["predict", "--workdir=RUN", "--threshold=0.5", "IMAGE"], "inference.predict.labelled", signal.SIGINT),
+    (["predict", "--workdir=RUN", "--threshold=0.5", "IMAGE"], "inference.predict.rows", signal.SIGINT),
     (["predict", "--workdir=RUN", "--threshold=0.5", "IMAGE"], "data.folder.encode", signal.SIGTERM),
     (["calibrate", "--workdir=RUN", "--max_drop=0.01"], "inference.calibrate.intervals", signal.SIGINT),
     (["calibrate", "--workdir=RUN", "--max_drop=0.01"], "workdir.files.json.dump", signal.SIGTERM),

@@ -25,7 +25,6 @@ from basisnet_jax.errors import UserError
 from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import files, runs
 
-HEADS = ("both", "final", "preview")
 _ID_BYTES = 128  # of TFDS's example ids, such as b"imagenet2012-train.tfrecord-00012-of-01024__345"
 
 
@@ -40,15 +39,11 @@ def load(config) -> Teacher | None:
     """The teacher that `config.distillation` names.
 
     Raises:
-      UserError: a field has no such value, the run cannot be read, or its classes or channels are not the student's.
+      UserError: the run cannot be read, or its classes or channels are not the student's.
     """
     fields = config.distillation
     if not fields.teacher:
         return None
-    if fields.heads not in HEADS or not 0 <= fields.weight <= 1 or fields.temperature <= 0:
-        given = f"heads={fields.heads!r}, weight={fields.weight}, temperature={fields.temperature}"
-        expected = f"one of {', '.join(HEADS)}; a weight in 0..1; a temperature above 0"
-        raise UserError(f"config.distillation has {given}; expected {expected}")
     if config.model != "basisnet" and fields.heads == "preview":
         raise UserError(f"config.distillation.heads='preview', but config.model={config.model!r} has no preview")
     run = runs.load(fields.teacher)

@@ -161,7 +161,7 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
     assert [name for name in found if name.endswith("teacher")] == [f"{config.train_split} teacher"]
 
     text = file.read_text()
-    for cache, wrong in (("CACHE", "runs want two teachers"), ('""', "has the teacher another without config.distill")):
+    for cache, wrong in (("CACHE", "runs want two teachers"), ('""', "another without config.distill")):
         another = f'    yield {{"config.distillation.teacher": "another", "config.distillation.cache": {cache}}}\n'
         file.write_text(text + another)
         assert prepare.main([str(file), f"--output={tmp_path}"]) == 2

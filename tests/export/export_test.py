@@ -439,7 +439,7 @@ def test_a_full_disk_and_odd_outputs(workdir, small_disk, capsys):
         (["--format=stablehlo", "--checkpoint=4"], "no checkpoint of step 4"),
         (["--format=stablehlo", "--checkpoint=newest"], 'expected a step or "best"'),
         (["--format=stablehlo", "--images=nowhere.png"], "nowhere.png is no readable image"),
-        (["--format=stablehlo", "--images=EMPTY"], "Is a directory"),
+        (["--format=stablehlo", "--images=EMPTY"], "a folder without images"),
         (["--format=stablehlo", "--images="], "names no image"),
         (["--format=stablehlo", "--image=a.png"], "--image has no meaning for --format=stablehlo"),
         (["--format=specialist"], "expected --image=FILE or --class=NAME"),

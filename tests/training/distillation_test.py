@@ -161,16 +161,10 @@ def test_a_run_with_a_teacher(config, tmp_path):
 
 
 def test_what_is_refused(config, tmp_path):
-    for fields, words in (
-        ({"heads": "all"}, "heads='all'.*expected one of both, final, preview"),
-        ({"weight": 1.5}, "a weight in 0..1"),
-        ({"temperature": 0.0}, "a temperature above 0"),
-        ({"teacher": str(tmp_path)}, "config.json is missing"),
-    ):
-        changed = config_like(config)
-        changed.distillation.update(fields)
-        with pytest.raises(UserError, match=words):
-            distillation.load(changed)
+    changed = config_like(config)
+    changed.distillation.teacher = str(tmp_path)
+    with pytest.raises(UserError, match="config.json is missing"):
+        distillation.load(changed)
     with pytest.raises(UserError, match="has 10 classes, expected 11"):
         distillation.load(config_like(config, num_classes=11))
     static = config_like(config, model="static")
@@ -179,6 +173,6 @@ def test_what_is_refused(config, tmp_path):
         distillation.load(static)
     # Before the workdir is claimed.
     config.distillation.weight = -1.0
-    with pytest.raises(UserError, match="a weight in 0..1"):
+    with pytest.raises(UserError, match="config.distillation.weight=-1.0, expected a number from 0 to 1"):
         loop.train(parsing.resolve(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
