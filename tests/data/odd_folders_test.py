@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 
+import conftest
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,6 +16,8 @@ from basisnet_jax.data import listing
 from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
 from basisnet_jax.training import loop
+
+pytestmark = pytest.mark.odd("folder")
 
 MANY = 30  # images of a class, of which each split gets some
 ODD_NAME = os.fsdecode(b"caf\xe9.png")  # no UTF-8
@@ -263,7 +266,7 @@ def get_config():
 
 
 @pytest.fixture
-def train(tmp_path, capfd, monkeypatch):
+def train(tmp_path, capfd, monkeypatch, record_property):
     """`train(root, *argv)`: exit code, stdout and the lines on stderr of a run that ends before it makes a model."""
     (tmp_path / "config.py").write_text(CONFIG)
 
@@ -277,6 +280,7 @@ def train(tmp_path, capfd, monkeypatch):
         code = cli.main(["train", f"--config={tmp_path}/config.py", *given, *argv])
         assert not (tmp_path / "run").exists()
         out, err = capfd.readouterr()
+        conftest.record_told(record_property, code, err if "Traceback" in err else "\n".join(told(err.splitlines())))
         assert "Traceback" not in err
         return code, out, err.splitlines()
 

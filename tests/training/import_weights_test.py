@@ -76,14 +76,6 @@ def command(file, workdir, *flags, network="mobilenet_v3_small"):
     return ["import", f"--network={network}", f"--weights={file}", f"--workdir={workdir}", *flags]
 
 
-def refusal(capsys, *argv):
-    """The one line that the command prints, with exit code 2."""
-    assert cli.main([*argv]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("basisnet: "), out + err
-    return err
-
-
 class Opaque:
     """Something of which a pickle names a class."""
 
@@ -142,11 +134,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.odd("weights")
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_pytorch_files_are_refused(case, small, quick, tmp_path, capsys):
+def test_what_pytorch_files_are_refused(case, small, quick, tmp_path, refused):
     holding, said = REFUSED[case]
     torch.save(holding(small), tmp_path / "tf_file.pth")
-    line = refusal(capsys, *command(tmp_path / "tf_file.pth", tmp_path / "run"))
+    line = refused(*command(tmp_path / "tf_file.pth", tmp_path / "run"))
     for text in said:
         assert text in line
     assert os.listdir(tmp_path) == ["tf_file.pth"]
@@ -176,27 +169,29 @@ BYTES = {
 }
 
 
+@pytest.mark.odd("weights")
 @pytest.mark.parametrize("case", BYTES)
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_what_bytes_are_refused(case, ending, tmp_path, capsys):
+def test_what_bytes_are_refused(case, ending, tmp_path, refused):
     content, said = BYTES[case]
     file = tmp_path / f"file.{ending}"
     file.write_bytes(content)
-    line = refusal(capsys, *command(file, tmp_path / "run"))
+    line = refused(*command(file, tmp_path / "run"))
     assert str(file) in line and said in line
     assert "weights_only" not in line  # PyTorch recommends to turn it off
 
 
-def test_files_cut_off_folders_and_whole_modules_are_refused(small, tmp_path, capsys):
+@pytest.mark.odd("weights")
+def test_files_cut_off_folders_and_whole_modules_are_refused(small, tmp_path, refused):
     torch.save(small, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     for size in (3, 1000, len(whole) // 2, len(whole) - 10):
         (tmp_path / "cut.pth").write_bytes(whole[:size])
-        assert "no readable weights file" in refusal(capsys, *command(tmp_path / "cut.pth", tmp_path / "run"))
-    assert "is a folder" in refusal(capsys, *command(tmp_path, tmp_path / "run"))
-    assert "does not exist" in refusal(capsys, *command(tmp_path / "none.pth", tmp_path / "run"))
+        assert "no readable weights file" in refused(*command(tmp_path / "cut.pth", tmp_path / "run"))
+    assert "is a folder" in refused(*command(tmp_path, tmp_path / "run"))
+    assert "does not exist" in refused(*command(tmp_path / "none.pth", tmp_path / "run"))
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
-    line = refusal(capsys, *command(tmp_path / "module.pth", tmp_path / "run"))
+    line = refused(*command(tmp_path / "module.pth", tmp_path / "run"))
     assert "torch.nn.modules.linear.Linear' besides tensors" in line
 
 
@@ -236,12 +231,14 @@ ACCEPTED = {
 }
 
 
+@pytest.mark.odd("weights")
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_what_pytorch_files_are_read(case, small, quick, tmp_path):
     torch.save(ACCEPTED[case](small), tmp_path / "file.pth")
     same(taken(tmp_path / "file.pth"), plainly(small))
 
 
+@pytest.mark.odd("weights")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("saved", [torch.save, safetensors.torch.save_file])
 def test_half_precision(saved, dtype, small, quick, tmp_path):
@@ -304,6 +301,7 @@ def test_the_origin_is_never_taken_from_the_files_name(
     assert ("fit pytorch better" in caplog.text) == warned  # as the check is told to find
 
 
+@pytest.mark.odd("weights")
 @pytest.mark.parametrize(
     ("beside", "flags", "said"),
     [
@@ -317,10 +315,10 @@ def test_the_origin_is_never_taken_from_the_files_name(
         ({**timm(), "pretrained_cfg": None}, [], ["config.json", "mean"]),
     ],
 )
-def test_what_is_refused_beside_a_config_of_timm(beside, flags, said, small, quick, tmp_path, capsys):
+def test_what_is_refused_beside_a_config_of_timm(beside, flags, said, small, quick, tmp_path, refused):
     torch.save(small, tmp_path / "file.pth")
     (tmp_path / "config.json").write_text(json.dumps(beside))
-    line = refusal(capsys, *command(tmp_path / "file.pth", tmp_path / "run", *flags))
+    line = refused(*command(tmp_path / "file.pth", tmp_path / "run", *flags))
     for text in said:
         assert text in line
     assert not (tmp_path / "run").exists()
@@ -344,10 +342,10 @@ def test_grey_images(small, quick, tmp_path):
     np.testing.assert_allclose(config.mean, (0.449,))
 
 
-def test_logits_that_are_not_finite_are_refused(small, quick, monkeypatch, tmp_path, capsys):
+def test_logits_that_are_not_finite_are_refused(small, quick, monkeypatch, tmp_path, refused):
     monkeypatch.setattr(weights_check, "logits", lambda *_: np.full((2, 10), np.nan))
     torch.save(small, tmp_path / "file.pth")
-    assert "not finite" in refusal(capsys, *command(tmp_path / "file.pth", tmp_path / "run", "--origin=pytorch"))
+    assert "not finite" in refused(*command(tmp_path / "file.pth", tmp_path / "run", "--origin=pytorch"))
     assert not (tmp_path / "run").exists()
 
 
@@ -378,12 +376,12 @@ def test_shapes_of_torchvisions_larger_networks(name):
     placed({k: np.zeros(v.shape, np.float32) for k, v in theirs.items() if "num_batches" not in k}, name)
 
 
-def test_the_origin_of_torchvisions_names(quick, tmp_path, capsys):
+def test_the_origin_of_torchvisions_names(quick, tmp_path, refused):
     file = tmp_path / "tf_small.pth"
     torch.save(torchvision.models.mobilenet_v3_small(num_classes=10).state_dict(), file)
-    line = refusal(capsys, *command(file, tmp_path / "run", "--origin=tensorflow"))
+    line = refused(*command(file, tmp_path / "run", "--origin=tensorflow"))
     assert "torchvision's names" in line and "expected --origin=pytorch" in line
-    line = refusal(capsys, *command(file, tmp_path / "run", network="mobilenet_v3_large"))
+    line = refused(*command(file, tmp_path / "run", network="mobilenet_v3_large"))
     assert re.search("torchvision's names.* lack 'features.*no place for 'features", line)
     assert cli.main(command(file, tmp_path / "run")) == 0
     config = runs.load_config(str(tmp_path / "run"))
@@ -411,7 +409,7 @@ def test_names_of_efficientnet_pytorch(tmp_path):
 
 
 @pytest.mark.slow  # compiles a network of full size
-def test_import_makes_a_workdir_that_holds_the_weights(quick, tmp_path, capsys):
+def test_import_makes_a_workdir_that_holds_the_weights(quick, tmp_path, capsys, refused):
     model = randomized(geffnet.create_model(SMALL, pretrained=False, num_classes=10))
     torch.save(model.state_dict(), tmp_path / "file.pth")
     workdir = str(tmp_path / "run")
@@ -425,7 +423,7 @@ def test_import_makes_a_workdir_that_holds_the_weights(quick, tmp_path, capsys):
         expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     logits = jax.jit(run.functions.evaluate)(run.params, run.batch_stats, jnp.asarray(images)).logits
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    assert "already holds a run" in refusal(capsys, *argv)  # nothing is overwritten
+    assert "already holds a run" in refused(*argv)  # nothing is overwritten
     assert runs.load_classes(workdir, 10) == list("0123456789")  # these are not ImageNet's
 
 
