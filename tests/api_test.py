@@ -344,6 +344,7 @@ def test_fit_takes_iterables_and_refuses_what_is_no_batch():
         ([(1, 2)], "a batch of tuple"),
         ([{"image": data["image"]}], r"a batch of \['image'\]"),
         ([{**data, "label": data["label"] + 0.5}], "of float64, expected integers"),
+        ([data, {**data, "label": data["label"] - 1}], "labels from -1 to .*, expected 0 to "),
         ([{**data, "image": data["image"][:, :16]}], r"images \(16, 32, 3\), expected \(32, 32, 3\)"),
     ):
         with pytest.raises(ValueError, match=message):

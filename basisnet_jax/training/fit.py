@@ -114,7 +114,8 @@ def fit(
 
     def held_out(state):
         weights = jax.device_get((state.ema_params, state.ema_batch_stats))
-        return per_example(*weights, validation() if callable(validation) else validation)
+        given = validation() if callable(validation) else validation
+        return per_example(*weights, known_labels(given, config.num_classes))
 
     first_step = 0
     with contextlib.ExitStack() as stack:
@@ -134,7 +135,7 @@ def fit(
             state, last = loop.run(
                 built,
                 state,
-                partition.on_device(given(first_step), mesh),
+                partition.on_device(known_labels(given(first_step), config.num_classes), mesh),
                 (jax.random.key(seed),),
                 first_step=first_step,
                 total_steps=num_steps,
@@ -196,6 +197,16 @@ def checked(batch: Batch | None) -> Batch:
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer) or len(image) != len(label):
         raise ValueError(f"images {image.shape} with labels {label.shape} of {label.dtype}, expected integers [B]")
     return {"image": image, "label": label.astype(np.int32)}
+
+
+def known_labels(batches: Iterable[Batch], num_classes: int) -> Iterator[Batch]:
+    """The batches. A label that the logits do not have would count as none at all."""
+    for batch in batches:
+        labels = np.asarray(batch["label"])
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            given = f"labels from {labels.min()} to {labels.max()}"
+            raise ValueError(f"{given}, expected 0 to {num_classes - 1}: the model gives {num_classes} logits")
+        yield batch
 
 
 def normalization(model: nnx.Module, images: np.ndarray) -> Callable:

@@ -57,6 +57,7 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
         raise UserError(f"--origin={origin!r}, expected one of {', '.join(ORIGINS)}")
     if os.path.exists(os.path.join(workdir, "config.json")):
         raise UserError(f"workdir {workdir} already holds a run; use another --workdir")
+    runs.check_writable(workdir)
     arrays = weights_files.read(path)
     names, prefix = weights_names.find(arrays)
     state_dict = weights_names.network_only(arrays, prefix)
