@@ -61,7 +61,7 @@ def _check_logits(model: Classifier, num_classes: int, names: list[str]) -> None
     try:
         outputs = jax.eval_shape(lambda state, image: nnx.merge(graph, state, copy=True)(image), state, image)
     except Exception as error:
-        message = own.told(names[0], error)
+        message = own.told(own.blamed(names, error), error)
         raise UserError(message.replace("where=", "config.basis.layers")) from error
     for logits in jax.tree.leaves(outputs)[: 1 + isinstance(model, BasisNet)]:
         if logits.shape != (1, num_classes):
@@ -80,9 +80,6 @@ def _path(layer: basis.BasisConv, paths: ml_collections.ConfigDict) -> str | Non
 
 
 def _create(config: ml_collections.ConfigDict) -> nnx.Module:
-    for field, known in (("model", ("basisnet", "routed", "static")), ("dtype", ("float32", "bfloat16"))):
-        if config[field] not in known:
-            raise UserError(f"config.{field}={config[field]!r}, expected one of {', '.join(known)}")
     common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
     rngs = nnx.Rngs(config.seed)
     network = _network("network", dict(config.network), common, rngs)
@@ -93,7 +90,7 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
         # The default pattern is of the networks of this package; one's own has the default of `with_bases`.
         is_default = ranges.is_own(config.network.name) and config.basis.layers == basis.LAYERS
         chosen = None if is_default else basis.matching(config.basis.layers)
-        init = _initializer(config)
+        init = {"independent": basis.independent, "copies": basis.copies(config.init_noise)}[config.basis.init]
         network = basis.with_bases(network, config.basis.num_bases, where=chosen, init=init, rngs=rngs)
         if config.model == "routed":
             units = basis.matching(config.routing.units)
@@ -114,13 +111,6 @@ def _network(section: str, fields: dict, common: dict, rngs: nnx.Rngs) -> nnx.Mo
         instead = f"config.{field}" if field in common else "config.seed"
         raise UserError(f"config.{section}.{field}={fields[field]!r} is no field of a network, set {instead}")
     return networks.create(**fields, **common, rngs=rngs)
-
-
-def _initializer(config: ml_collections.ConfigDict) -> basis.Initializer:
-    known = {"independent": basis.independent, "copies": basis.copies(config.init_noise)}
-    if config.basis.init not in known:
-        raise UserError(f"config.basis.init={config.basis.init!r}, expected one of {', '.join(known)}")
-    return known[config.basis.init]
 
 
 def create_abstract(config: ml_collections.ConfigDict) -> nnx.Module:

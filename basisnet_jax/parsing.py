@@ -89,10 +89,11 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
             override(config, flag, field, value)
     # Then the size of the images, with which the preview's changes; that may be given too, before or behind it.
     sizes = [given for given in overrides if given[1] == "image_size"]
-    before = config.get("image_size")
+    before, preview = config.get("image_size"), config.get("preview")
     for flag, field, value in sizes:
         override(config, flag, field, value)
-    if sizes and before and "image_size" in config.get("preview", {}):
+    of_preview = preview.get("image_size") if isinstance(preview, ml_collections.ConfigDict) else None
+    if sizes and all(isinstance(side, int) and side > 0 for side in (before, of_preview)):
         size, config.image_size = config.image_size, before
         default.resize(config, size)
     for flag, field, value in overrides:
@@ -149,11 +150,14 @@ def override(config: ml_collections.ConfigDict, flag: str, field: str, value: st
     """Sets a field, such as "optimizer.learning_rate", to a value of its default's type."""
     holder, names = config, field.split(".")
     if len(names) == 2 and names[0] in ranges.SECTIONS and names[0] in config:
-        if names[1] == "name" and ranges.is_own(value):
-            kept = {name: config[names[0]][name] for name in ("image_size",) if name in config[names[0]]}
-            config[names[0]] = ml_collections.ConfigDict({"name": value, **kept})
+        was_own = ranges.is_own(config[names[0]].get("name"))
+        if names[1] == "name" and (was_own or ranges.is_own(value)):
+            section = ml_collections.ConfigDict({"name": value}) if ranges.is_own(value) else default.network(value)
+            if "image_size" in config[names[0]]:
+                section.image_size = config[names[0]].image_size
+            config[names[0]] = section
             return
-        if ranges.is_own(config[names[0]].get("name")) and names[1] not in config[names[0]]:
+        if was_own and names[1] not in config[names[0]]:
             with config[names[0]].unlocked():
                 config[names[0]][names[1]] = untyped(value)
             return

@@ -133,12 +133,12 @@ def configured(common: dict, yielded: dict) -> tuple[list[str], ml_collections.C
     flags = [f"--config={path}:{argument}" if argument else f"--config={path}"]
     flags += [f"--{key}={value}" for key, value in overrides.items() if key.startswith("config.")]
     try:
-        config = parsing.read_config(flags)
+        config = parsing.resolve(parsing.read_config(flags))
         models.check_preview(config)
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
-        return flags, parsing.resolve(config)
+        return flags, config
     except UserError as error:
         raise UserError(f"run {yielded}: {error}") from None
 

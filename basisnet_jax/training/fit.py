@@ -78,7 +78,7 @@ def fit(
     Raises:
       UserError: a number is out of its range, which is told by the field of a config that it becomes; the loss
         diverged; or the workdir is in use or cannot be written.
-      ValueError: a batch is not of that form.
+      ValueError: a batch is not of that form, or a label is no class of the model's.
 
     Example:
       >>> network = nnx.Sequential(lambda x: x.mean(axis=(1, 2)), nnx.Linear(1, 2, rngs=nnx.Rngs(0)))
@@ -88,6 +88,8 @@ def fit(
       >>> fit(network, [batch], 100, learning_rate=0.1, validation=[batch])["top1"]
       1.0
     """
+    if isinstance(validation, Iterator):
+        raise ValueError("validation is an iterator, which ends after one pass: expected a list or a function")
     examples, given = peek(batches)
     normalize = normalization(model, examples["image"])
     functions = models.functional(model)
@@ -134,7 +136,7 @@ def fit(
             state, last = loop.run(
                 built,
                 state,
-                partition.on_device(given(first_step), mesh),
+                partition.on_device(labelled(given(first_step), config.num_classes), mesh),
                 (jax.random.key(seed),),
                 first_step=first_step,
                 total_steps=num_steps,
@@ -196,6 +198,14 @@ def checked(batch: Batch | None) -> Batch:
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer) or len(image) != len(label):
         raise ValueError(f"images {image.shape} with labels {label.shape} of {label.dtype}, expected integers [B]")
     return {"image": image, "label": label.astype(np.int32)}
+
+
+def labelled(batches: Iterator[Batch], classes: int) -> Iterator[Batch]:
+    """The batches; a label that is no class would have no loss at all, so it is refused."""
+    for batch in batches:
+        if len(wrong := batch["label"][(batch["label"] < 0) | (batch["label"] >= classes)]):
+            raise ValueError(f"label {wrong[0]}, expected one of 0 to {classes - 1}")
+        yield batch
 
 
 def normalization(model: nnx.Module, images: np.ndarray) -> Callable:

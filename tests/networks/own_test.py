@@ -56,6 +56,16 @@ def no_classes(rngs):
 class Fails(Small):
     def __call__(self, x):
         return self.hed(x)
+
+
+class Named(nnx.Module):  # as many networks name their parts
+    def __init__(self, num_classes, channels, rngs, layers=1):
+        self.features = nnx.Sequential(nnx.Conv(channels, 4, (3, 3), 2, rngs=rngs), nnx.relu)
+        head = [nnx.Linear(4, 4, rngs=rngs) for _ in range(layers - 1)] + [nnx.Linear(4, num_classes, rngs=rngs)]
+        self.classifier = nnx.Sequential(*head) if head[1:] else head[0]
+
+    def __call__(self, x):
+        return self.classifier(self.features(x).mean(axis=(1, 2)))
 """
 
 
@@ -152,6 +162,25 @@ def test_mistakes_are_told_in_one_line(folder, fields, words):
     with pytest.raises(UserError, match=words.replace("MINE", folder)) as told:
         models.create(config)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_preview_may_have_modules_called_features_and_classifier(folder, layers):
+    fields = [f"network.name={folder}:wide", f"preview.name={folder}:Named", f"preview.layers={layers}"]
+    model = models.create(config_of(*fields, "image_size=16", "preview.image_size=8"))
+    assert model.coefficient_head.in_features == 4
+
+
+def test_the_error_names_the_network_that_failed(folder, tmp_path):
+    (tmp_path / f"{folder}_too.py").write_text(CODE)
+    with pytest.raises(UserError, match=rf"^network '{folder}_too:Fails', line \d+ of .*_too.py: AttributeError"):
+        models.create(config_of(f"network.name={folder}:Small", f"preview.name={folder}_too:Fails"))
+
+
+def test_a_packaged_network_in_the_place_of_ones_own_has_its_own_fields(folder):
+    config = config_of(f"preview.name={folder}:wide", "preview.name=mobilenet_v2", "preview.image_size=16")
+    assert config.preview.name == "mobilenet_v2" and (config.preview.width, config.preview.image_size) == (1.0, 16)
+    parsing.resolve(config)
 
 
 def test_what_a_class_or_a_partial_takes(folder):
