@@ -218,7 +218,7 @@ def parsed_value(value: str | bool, kind: type, default):
 
 
 def untyped(value: str | bool):
-    """The value of a field that has no default whose type it could have, in a config or a network of one's own."""
+    """The value of a field that has no default, and so no type: what the text is in Python, else the text itself."""
     if isinstance(value, bool):
         return value
     if value.lower() in ("true", "false"):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-EXPECTED = "expected the batch, or as many rows for each example one after the other, as first axis"
+EXPECTED = "expected as first axis the examples, or equally many rows for each, one example after the other"
 
 
 def by_example(x: jax.Array, run: Callable, coefficients_BN: jax.Array, rank: int, name: str) -> jax.Array:
@@ -48,8 +48,8 @@ def by_example(x: jax.Array, run: Callable, coefficients_BN: jax.Array, rank: in
 def _mapped(x, coefficients_BN) -> list[int]:
     """Sizes of the axes over which `jax.vmap` maps x but not the coefficients, the innermost first.
 
-    Also where x is inside of `jax.jit`, `jax.checkpoint` or `jax.grad` and they are inside of `jax.vmap`: there it does
-    not show its axes, and tokens [T, I] of one example might pass for rows of all.
+    They are found through `jax.jit`, `jax.checkpoint` and `jax.grad` inside `jax.vmap` too. Otherwise the tokens [T, I]
+    of one example could be taken for rows of all examples.
     """
     ours, theirs = _traces(x), _traces(coefficients_BN)
     return [trace.axis_data.size for trace in ours if hasattr(trace, "axis_data") and trace not in theirs]

@@ -76,7 +76,7 @@ def fit(
       "madds", ...; without `validation` the last means of training, "loss" and "top1".
 
     Raises:
-      UserError: a number is out of its range, which is told by the field of a config that it becomes; the loss
+      UserError: a number is out of its range (the message names the field of a config that holds it); the loss
         diverged; or the workdir is in use or cannot be written.
       ValueError: a batch is not of that form, or a label is no class of the model's.
 
