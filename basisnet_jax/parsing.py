@@ -167,7 +167,8 @@ def override(config: ml_collections.ConfigDict, flag: str, field: str, value: st
         parent, holder = holder, holder[name]
     kind = parent.get_type(names[-1])
     if issubclass(kind, ml_collections.ConfigDict):
-        for key, inner in fields_of(flag, value).items():
+        # The name of a network first: it empties the section.
+        for key, inner in sorted(fields_of(flag, value).items(), key=lambda item: item[0] != "name"):
             override(config, flag, f"{field}.{key}", str(inner))
         return
     reference = dict(parent.items(preserve_field_references=True))[names[-1]]

@@ -120,8 +120,9 @@ def test_what_is_given_is_what_the_factory_gets(folder):
     config = config_of("network.features=6", f"network.name={folder}:Small", "model=static")  # in any order
     assert config.network.to_dict() == {"name": f"{folder}:Small", "features": 6}
     assert models.create(config).network.body[0].kernel.shape == (3, 3, 1, 6)
-    together = config_of(f"network={{'name': '{folder}:anything', 'features': 5}}", "model=static")
-    assert models.create(together).network.head.in_features == 5
+    for given in (f"{{'name': '{folder}:anything', 'features': 5}}", f"{{'features': 5, 'name': '{folder}:anything'}}"):
+        together = config_of(f"network={given}", "model=static")
+        assert models.create(together).network.head.in_features == 5
     # In a config file the section is written anew.
     config = digits.get_config()
     config.model, config.network = "static", type(config)({"name": f"{folder}:static"})
