@@ -104,7 +104,7 @@ def routed(
       rngs: its stream "params" is drawn from; its stream "dropout" is the basis dropout's.
 
     Raises:
-      ValueError: a basis layer is in no chosen module, or in two.
+      ValueError: a basis layer is in no chosen module, or in two; or a chosen module has no number `in_features`.
     """
     coefficients.check(activation, dropout, dropout_per)
     layers = list(basis.basis_layers(network))
@@ -117,6 +117,10 @@ def routed(
     def exchange(path, module):
         if not where(_joined(path), module) or not basis.basis_layers(module):
             return module
+        if not isinstance(getattr(module, "in_features", None), int):
+            raise ValueError(
+                f"{_joined(path)} has no number `in_features`, which its router needs; choose other modules"
+            )
         return Unit(
             module,
             hidden=hidden,

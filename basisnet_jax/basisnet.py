@@ -4,6 +4,7 @@ The form of the coefficients (one softmax over the bases for each layer) is our 
 assumption; sigmoid, temperature and one vector for all layers are here to be compared with it.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -41,8 +42,8 @@ class BasisNet(Classifier):
     Args:
       specialist: a network that went through `basis.with_bases`.
       preview: any network of images to logits [B, classes] whose last linear layer reads [B, F]: the coefficients are
-        made of what it reads. A network with `features(images) -> [B, F]` and a linear layer `classifier` (as the
-        networks of this package) is used by these, with its `dropout` between them if it has one.
+        made of what it reads. A network with a method `features(images) -> [B, F]` and a linear layer `classifier` (as
+        the networks of this package) is used by these, with its `dropout` between them if it has one.
       preview_size: side in pixels to which images [B, H, W, C] are resized for the preview; None: it sees them as they
         are, of any shape.
       view: in place of `preview_size`, a function of the images to what the preview sees. For other layouts than
@@ -93,7 +94,7 @@ class BasisNet(Classifier):
         if preview_size is not None and view is not None:
             raise ValueError(f"preview_size={preview_size} and a view given, expected one of them")
         coefficients.check(activation, dropout, dropout_per)
-        if classifier is not None or not all(hasattr(preview, name) for name in ("features", "classifier")):
+        if classifier is not None or not _has_features(preview):
             preview = Tapped(preview, classifier)
         self.specialist = specialist
         self.preview = preview
@@ -158,6 +159,13 @@ class BasisNet(Classifier):
         return Outputs(
             self.specialist_stage(images, coefficients_BKN, **of_specialist), preview_logits, coefficients_BKN
         )
+
+
+def _has_features(preview: nnx.Module) -> bool:
+    """Whether it is used by its method `features` and its linear layer `classifier`; modules may have these names."""
+    return inspect.ismethod(getattr(preview, "features", None)) and isinstance(
+        getattr(preview, "classifier", None), nnx.Linear
+    )
 
 
 class Tapped(nnx.Module):

@@ -112,6 +112,9 @@ def create_model(
     if image_size is not None:
         default.resize(config, image_size)
     given = {field.replace("__", "."): value for field, value in fields.items()}
+    for section in ranges.SECTIONS:
+        if ranges.is_own(given.get(f"{section}.name")):
+            raise ValueError(f"{section}__name={given[f'{section}.name']!r}: with a network of your own, call BasisNet")
     for field in given:
         check_field(config, field)
     try:

@@ -78,7 +78,7 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1)
 
 
 def _item(layer, name: str, stage: str, inputs, outputs, num_bases: int = 1, path: str = "") -> Item:
-    """Of a layer whose kernel is [N, ...] if it has a path, else the one of `num_bases` that it sees."""
+    """The row of a layer. One with a `path` holds all N kernels, [N, ...]; without, it sees one of `num_bases`."""
     kernel_shape = layer.kernel.shape[1:] if path else layer.kernel.shape
     if isinstance(layer, nnx.Conv):
         kind = "depthwise" if layer.feature_group_count == layer.in_features > 1 else "convolution"

@@ -20,6 +20,8 @@ from basisnet_jax.ops import conv
 # Where BasisNet, baselines.Routed, baselines.Unit and basis.BasisLayer hold what they are made of. A path without these
 # names is that of the plain network.
 WRAPPERS = ("specialist", "network", "body", "layer")
+# What the train step does not hand from one step to the next. Random state follows from each step's key.
+NOT_KEPT = nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate))
 COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for all models with bases
 
 
@@ -61,7 +63,7 @@ def _check_logits(model: Classifier, num_classes: int, names: list[str]) -> None
     try:
         outputs = jax.eval_shape(lambda state, image: nnx.merge(graph, state, copy=True)(image), state, image)
     except Exception as error:
-        message = own.told(names[0], error)
+        message = own.told(own.blamed(names, error), error)
         raise UserError(message.replace("where=", "config.basis.layers")) from error
     for logits in jax.tree.leaves(outputs)[: 1 + isinstance(model, BasisNet)]:
         if logits.shape != (1, num_classes):
@@ -80,9 +82,6 @@ def _path(layer: basis.BasisConv, paths: ml_collections.ConfigDict) -> str | Non
 
 
 def _create(config: ml_collections.ConfigDict) -> nnx.Module:
-    for field, known in (("model", ("basisnet", "routed", "static")), ("dtype", ("float32", "bfloat16"))):
-        if config[field] not in known:
-            raise UserError(f"config.{field}={config[field]!r}, expected one of {', '.join(known)}")
     common = dict(num_classes=config.num_classes, channels=config.channels, dtype=jnp.dtype(config.dtype))
     rngs = nnx.Rngs(config.seed)
     network = _network("network", dict(config.network), common, rngs)
@@ -93,7 +92,7 @@ def _create(config: ml_collections.ConfigDict) -> nnx.Module:
         # The default pattern is of the networks of this package; one's own has the default of `with_bases`.
         is_default = ranges.is_own(config.network.name) and config.basis.layers == basis.LAYERS
         chosen = None if is_default else basis.matching(config.basis.layers)
-        init = _initializer(config)
+        init = {"independent": basis.independent, "copies": basis.copies(config.init_noise)}[config.basis.init]
         network = basis.with_bases(network, config.basis.num_bases, where=chosen, init=init, rngs=rngs)
         if config.model == "routed":
             units = basis.matching(config.routing.units)
@@ -114,13 +113,6 @@ def _network(section: str, fields: dict, common: dict, rngs: nnx.Rngs) -> nnx.Mo
         instead = f"config.{field}" if field in common else "config.seed"
         raise UserError(f"config.{section}.{field}={fields[field]!r} is no field of a network, set {instead}")
     return networks.create(**fields, **common, rngs=rngs)
-
-
-def _initializer(config: ml_collections.ConfigDict) -> basis.Initializer:
-    known = {"independent": basis.independent, "copies": basis.copies(config.init_noise)}
-    if config.basis.init not in known:
-        raise UserError(f"config.basis.init={config.basis.init!r}, expected one of {', '.join(known)}")
-    return known[config.basis.init]
 
 
 def create_abstract(config: ml_collections.ConfigDict) -> nnx.Module:
@@ -168,9 +160,14 @@ def functional(model: nnx.Module) -> Functional:
     def train(params, batch_stats, images, key, temperature=None):
         fresh = nnx.State(params), nnx.State(batch_stats), _reseeded(rest, key)
         model = nnx.merge(train_graph, *fresh, copy=True)
+        before = raw_values(model, NOT_KEPT)
         if temperature is not None:
             model.set_attributes(temperature=temperature, raise_if_not_found=False)
         result = outputs(model, images, False, nnx.Rngs(jax.random.fold_in(key, len(jax.tree.leaves(rest)))))
+        for path, value in raw_values(model, NOT_KEPT).items():
+            if value is not before.get(path):
+                where = "/".join(map(str, path))
+                raise ValueError(f"{where} changes in training, but only nnx.BatchStat is kept: make it one")
         return result, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def evaluate(params, batch_stats, images):
@@ -184,6 +181,11 @@ def functional(model: nnx.Module) -> Functional:
         in_features = model.coefficient_head.in_features
         head_features = dict.fromkeys(("coefficient_head/kernel", "coefficient_head/bias"), in_features)
     return Functional(params, batch_stats, train, evaluate, num_bases, head_features)
+
+
+def raw_values(model: nnx.Module, kind) -> dict[tuple, jax.Array]:
+    """{path: array} of a model's variables of a kind."""
+    return {path: variable.get_raw_value() for path, variable in nnx.to_flat_state(nnx.state(model, kind))}
 
 
 def abstract(model: nnx.Module) -> Functional:

@@ -89,10 +89,11 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
             override(config, flag, field, value)
     # Then the size of the images, with which the preview's changes; that may be given too, before or behind it.
     sizes = [given for given in overrides if given[1] == "image_size"]
-    before = config.get("image_size")
+    before, preview = config.get("image_size"), config.get("preview")
     for flag, field, value in sizes:
         override(config, flag, field, value)
-    if sizes and before and "image_size" in config.get("preview", {}):
+    of_preview = preview.get("image_size") if isinstance(preview, ml_collections.ConfigDict) else None
+    if sizes and all(isinstance(side, int) and side > 0 for side in (before, of_preview)):
         size, config.image_size = config.image_size, before
         default.resize(config, size)
     for flag, field, value in overrides:
@@ -149,11 +150,14 @@ def override(config: ml_collections.ConfigDict, flag: str, field: str, value: st
     """Sets a field, such as "optimizer.learning_rate", to a value of its default's type."""
     holder, names = config, field.split(".")
     if len(names) == 2 and names[0] in ranges.SECTIONS and names[0] in config:
-        if names[1] == "name" and ranges.is_own(value):
-            kept = {name: config[names[0]][name] for name in ("image_size",) if name in config[names[0]]}
-            config[names[0]] = ml_collections.ConfigDict({"name": value, **kept})
+        was_own = ranges.is_own(config[names[0]].get("name"))
+        if names[1] == "name" and (was_own or ranges.is_own(value)):
+            section = ml_collections.ConfigDict({"name": value}) if ranges.is_own(value) else default.network(value)
+            if "image_size" in config[names[0]]:
+                section.image_size = config[names[0]].image_size
+            config[names[0]] = section
             return
-        if ranges.is_own(config[names[0]].get("name")) and names[1] not in config[names[0]]:
+        if was_own and names[1] not in config[names[0]]:
             with config[names[0]].unlocked():
                 config[names[0]][names[1]] = untyped(value)
             return
@@ -163,7 +167,8 @@ def override(config: ml_collections.ConfigDict, flag: str, field: str, value: st
         parent, holder = holder, holder[name]
     kind = parent.get_type(names[-1])
     if issubclass(kind, ml_collections.ConfigDict):
-        for key, inner in fields_of(flag, value).items():
+        # The name of a network first: it empties the section.
+        for key, inner in sorted(fields_of(flag, value).items(), key=lambda item: item[0] != "name"):
             override(config, flag, f"{field}.{key}", str(inner))
         return
     reference = dict(parent.items(preserve_field_references=True))[names[-1]]
@@ -214,7 +219,7 @@ def parsed_value(value: str | bool, kind: type, default):
 
 
 def untyped(value: str | bool):
-    """The value of a field that has no default whose type it could have, in a config or a network of one's own."""
+    """The value of a field that has no default, and so no type: what the text is in Python, else the text itself."""
     if isinstance(value, bool):
         return value
     if value.lower() in ("true", "false"):
@@ -229,7 +234,13 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config as it will read back from `config.json`: plain values, tuples as lists, paths absolute.
 
     Raises:
-      UserError: a field is unknown, missing or out of its range (configs/ranges.py).
+      UserError: a field is unknown, missing or out of its range (configs/ranges.py), or a network of one's own is
+        not found.
     """
     ranges.check(config)
+    for section in ranges.SECTIONS:
+        if ranges.is_own(config[section].name):
+            from basisnet_jax.networks import own  # imports JAX, which others need not wait for
+
+            own.find(config[section].name)
     return ml_collections.ConfigDict(paths.with_absolute(json.loads(json.dumps(config.to_dict()))))

@@ -62,7 +62,7 @@ def with_absolute(values: dict, prefix: str = "") -> dict:
             value = with_absolute(value, f"{prefix}{name}.")
         elif prefix + name in FIELDS and isinstance(value, str):
             value = absolute(value)
-        elif prefix + name == "dataset" and value.startswith(FOLDER):
+        elif prefix + name == "dataset" and str(value).startswith(FOLDER):
             value = FOLDER + absolute(value.removeprefix(FOLDER))
         made[name] = value
     return made

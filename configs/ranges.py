@@ -5,6 +5,7 @@ checked: it keeps what its run began with.
 """
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ def number(expected: str, inside: Callable[[float], bool], kind: type = float) -
     return Range(
         expected,
         lambda value: (
-            isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and inside(value)
+            isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < math.inf and inside(value)
         ),
     )
 
@@ -180,6 +181,13 @@ def is_own(name) -> bool:
     return isinstance(name, str) and ":" in name
 
 
+def is_plain(value) -> bool:
+    try:
+        return bool(json.dumps(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def check(config, batch: bool = True) -> None:
     """Raises UserError at the first field that is unknown, missing or out of its range, or contradicts another one.
 
@@ -190,7 +198,10 @@ def check(config, batch: bool = True) -> None:
     for name in values:
         if inside := next((of for of in RANGES if of.startswith(f"{name}.")), None):
             raise wrong(name, values[name], f"its fields, such as config.{inside}")
-        if name not in RANGES and name.partition(".")[0] not in own:
+        if name.partition(".")[0] in own:
+            if not is_plain(values[name]):
+                raise wrong(name, values[name], "plain data, which config.json can hold")
+        elif name not in RANGES:
             raise UserError(unknown(name, RANGES))
     for name, of in RANGES.items():
         if name.partition(".")[0] in own and name != "preview.image_size":

@@ -344,11 +344,14 @@ def test_fit_takes_iterables_and_refuses_what_is_no_batch():
         ([(1, 2)], "a batch of tuple"),
         ([{"image": data["image"]}], r"a batch of \['image'\]"),
         ([{**data, "label": data["label"] + 0.5}], "of float64, expected integers"),
-        ([data, {**data, "label": data["label"] - 1}], "labels from -1 to .*, expected 0 to "),
+        ([{**data, "label": data["label"] + 1}], "label 3, expected one of 0 to 2"),
+        ([{**data, "label": data["label"] - 1}], "label -1, expected one of 0 to 2"),
         ([{**data, "image": data["image"][:, :16]}], r"images \(16, 32, 3\), expected \(32, 32, 3\)"),
     ):
         with pytest.raises(ValueError, match=message):
             bnj.fit(model, wrong, 3)
+    with pytest.raises(ValueError, match="validation is an iterator"):
+        bnj.fit(model, [data], 3, validation=iter([data]))
     del model.preprocess
     with pytest.raises(ValueError, match="no `preprocess`"):
         bnj.fit(model, [data], 3)

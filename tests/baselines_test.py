@@ -94,6 +94,8 @@ def test_every_basis_layer_has_one_router():
         baselines.routed(network(), basis.matching("stages/1/0"), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"is in stages/0/0/depthwise/conv and stages/0/0 that routes, expected"):
         baselines.routed(network(), lambda *args: BLOCKS(*args) or LAYERS(*args), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="^stages has no number `in_features`"):
+        baselines.routed(network(), lambda path, module: path in ("stages", "last/conv", "head"), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="expected one of softmax, sigmoid"):
         baselines.routed(network(), BLOCKS, activation="tanh", rngs=nnx.Rngs(0))
 

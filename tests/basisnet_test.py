@@ -126,12 +126,9 @@ def test_bfloat16_gives_float32_coefficients(tiny, images):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"model": "basis"}, "static"),
         ({"coefficients.activation": "relu"}, "softmax"),
         ({"basis.layers": "nothing"}, "config.basis.*no layer"),
         ({"basis.num_bases": 0}, "num_bases"),
-        ({"basis.init": "copy"}, "config.basis.init='copy', expected one of independent, copies"),
-        ({"dtype": "float31"}, "dtype"),
     ],
 )
 def test_mistakes_in_the_config(tiny, overrides, words):

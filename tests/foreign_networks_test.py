@@ -174,3 +174,27 @@ def test_dropout_of_a_network_that_takes_rngs_follows_the_key():
         assert not np.array_equal(one, other)
     report = bnj.fit(model, lambda first: iter(lambda: {"image": IMAGES, "label": np.arange(4) % CLASSES}, None), 2)
     assert np.isfinite(report["loss"])
+
+
+class Counts(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.calls = nnx.Linear(2, 3, rngs=rngs), nnx.Variable(jnp.zeros(()))
+        self.table = nnx.Variable(jnp.ones(2))  # never changes, so it may be any variable
+
+    def __call__(self, x):
+        if self.counts:
+            self.calls[...] += 1
+        return self.linear(x * self.table[...])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_state_that_training_would_lose_is_refused(counts):
+    network = Counts(nnx.Rngs(0))
+    network.counts = counts
+    functions = models.functional(network)
+    given = functions.params, functions.batch_stats, jnp.ones((4, 2)), jax.random.key(0)
+    if counts:
+        with pytest.raises(ValueError, match="calls changes in training, but only nnx.BatchStat is kept"):
+            jax.eval_shape(functions.train, *given)
+    else:
+        jax.eval_shape(functions.train, *given)

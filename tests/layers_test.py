@@ -205,6 +205,9 @@ def test_vmap_over_the_examples(kind):
     )
     for ours, expected in zip(*map(jax.tree.leaves, (vmapped, batched)), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    with basis.mixed(layer, COEFFICIENTS[:, None]):  # which does not show inside what is traced on its own
+        y = jax.vmap(jax.checkpoint(lambda x: layer(x)))(x)
+    np.testing.assert_allclose(y, run(layer, COEFFICIENTS, x), rtol=1e-4, atol=1e-4)
     # Over another axis each call sees the batch.
     more = normal(3, (3, *shape))
     with basis.mixed(layer, COEFFICIENTS[:, None]):
@@ -240,8 +243,9 @@ def test_what_cannot_be_told_apart_is_refused():
     ):
         with pytest.raises(ValueError, match=f"^0: .*{words}"):
             call(jnp.zeros(shape))
-    with basis.mixed(linear, COEFFICIENTS[:, None]), pytest.raises(ValueError, match="which axis"):
-        jax.vmap(linear)(jnp.zeros((4, 8, 5)))  # 8 tokens, or 2 rows for each example?
+    for inside in (linear, jax.jit(lambda x: linear(x)), jax.checkpoint(lambda x: linear(x))):
+        with basis.mixed(linear, COEFFICIENTS[:, None]), pytest.raises(ValueError, match="which axis"):
+            jax.vmap(inside)(jnp.zeros((4, 8, 5)))  # 8 tokens, or 2 rows for each example?
 
 
 def test_cells_of_recurrent_networks():

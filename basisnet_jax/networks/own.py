@@ -82,8 +82,21 @@ def find(name: str) -> Callable:
 
 def told(name: str, error: Exception) -> str:
     """An error of a network's code in one line, with the last line of its own file that led to it."""
-    module = sys.modules.get(name.partition(":")[0])
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if module and frame.filename == getattr(module, "__file__", None)]
-    where = f", line {lines[-1]} of {module.__file__}" if lines else ""
+    lines = _lines(name, error)
+    where = f", line {lines[-1]} of {sys.modules[_module(name)].__file__}" if lines else ""
     return f"network {name!r}{where}: {type(error).__name__}: {' '.join(str(error).split('----')[0].split())}"
+
+
+def blamed(names: list[str], error: Exception) -> str:
+    """Of several networks, the first whose file led to the error."""
+    return next((name for name in names if _lines(name, error)), " or ".join(names))
+
+
+def _module(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _lines(name: str, error: Exception) -> list[int]:
+    """The lines of a network's file that led to an error, the last one last."""
+    file = getattr(sys.modules.get(_module(name)), "__file__", None)
+    return [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

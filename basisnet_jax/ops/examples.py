@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-EXPECTED = "expected the batch, or as many rows for each example one after the other, as first axis"
+EXPECTED = "expected as first axis the examples, or equally many rows for each, one example after the other"
 
 
 def by_example(x: jax.Array, run: Callable, coefficients_BN: jax.Array, rank: int, name: str) -> jax.Array:
@@ -27,13 +27,13 @@ def by_example(x: jax.Array, run: Callable, coefficients_BN: jax.Array, rank: in
       ValueError: x is of another number of examples, or it is not clear which axis has them.
     """
     examples, rows = coefficients_BN.shape[0], x.shape[0] if x.ndim > rank else 0
-    mapped = _mapped(x) if examples != 1 and _mapped(coefficients_BN) is None else None
-    if rows == examples and mapped != examples:  # first, because an export's batch is a symbol that compares with none
+    mapped = _mapped(x, coefficients_BN) if examples != 1 else []
+    if rows == examples and examples not in mapped:  # first: an export's batch is a symbol that compares with none
         return run(x, False)
     fits = rows == examples or (0 < examples <= rows and rows % examples == 0)
-    if mapped == examples:  # jax.vmap over the examples
-        if not fits:
-            return _all_at_once(x, lambda x: by_example(x, run, coefficients_BN, rank, name), examples)
+    if examples in mapped:  # jax.vmap over the examples
+        if not fits and mapped[0] == examples and not hasattr(x, "primal"):  # jax.grad inside: it knows no custom_vmap
+            return _all_at_once(x, lambda x: run(x, False), examples)
     elif x.ndim <= rank and examples == 1:
         return run(x[None], False)[0]
     elif fits and (examples == 1 or examples not in x.shape[1 : x.ndim - rank]):
@@ -45,10 +45,23 @@ def by_example(x: jax.Array, run: Callable, coefficients_BN: jax.Array, rank: in
     raise ValueError(f"{name}: got {given}; {EXPECTED}")
 
 
-def _mapped(x) -> int | None:
-    """Size of the axis over which the innermost `jax.vmap` maps x; None where none is seen."""
-    axis = getattr(x, "batch_dim", None)
-    return x.val.shape[axis] if isinstance(axis, int) else None
+def _mapped(x, coefficients_BN) -> list[int]:
+    """Sizes of the axes over which `jax.vmap` maps x but not the coefficients, the innermost first.
+
+    They are found through `jax.jit`, `jax.checkpoint` and `jax.grad` inside `jax.vmap` too. Otherwise the tokens [T, I]
+    of one example could be taken for rows of all examples.
+    """
+    ours, theirs = _traces(x), _traces(coefficients_BN)
+    return [trace.axis_data.size for trace in ours if hasattr(trace, "axis_data") and trace not in theirs]
+
+
+def _traces(x) -> list:
+    """The transformations of JAX that x is in, the innermost first; of an array none."""
+    traces, trace = [], getattr(x, "_trace", None)
+    while trace is not None:
+        traces.append(trace)
+        trace = getattr(trace, "parent_trace", None)
+    return traces
 
 
 def _all_at_once(x, run, examples: int):

@@ -48,7 +48,7 @@ def facts(measured: Measured) -> Html:
     config = measured.run.config
 
     def network(fields, size):
-        width = f", width {fields.width:g}" if "width" in fields else ""
+        width = f", width {fields.width:g}" if isinstance(fields.get("width"), int | float) else ""
         return f"{fields.name}{width}, {size} x {size} pixels"
 
     if config.model == "basisnet":

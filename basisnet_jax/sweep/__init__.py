@@ -133,12 +133,12 @@ def configured(common: dict, yielded: dict) -> tuple[list[str], ml_collections.C
     flags = [f"--config={path}:{argument}" if argument else f"--config={path}"]
     flags += [f"--{key}={value}" for key, value in overrides.items() if key.startswith("config.")]
     try:
-        config = parsing.read_config(flags)
+        config = parsing.resolve(parsing.read_config(flags))
         models.check_preview(config)
         if not config.train_eval_split:
             config.train_eval_split = config.train_split
             flags.append(f"--config.train_eval_split={config.train_split}")
-        return flags, parsing.resolve(config)
+        return flags, config
     except UserError as error:
         raise UserError(f"run {yielded}: {error}") from None
 
@@ -285,6 +285,7 @@ def write_csv(all_runs: list[Variant], path: pathlib.Path) -> None:
 def row(run: Variant, found: dict, keys: list[str]) -> dict:
     """A finished run as the columns of the table."""
     config = run.config
+    width = config.network.get("width")  # of a network of one's own none, or anything
     baseline = "dynamic" if config.routing.hidden else "condconv"
     found = {name: value for name, value in found.items() if name != "provenance"} | found["provenance"]
     # Lists are the curve and what is told by class: no columns.
@@ -293,7 +294,7 @@ def row(run: Variant, found: dict, keys: list[str]) -> dict:
     first = {
         "run": run.name,
         "model": baseline if config.model == "routed" else config.model,
-        "width": config.network.get("width", ""),
+        "width": width if isinstance(width, int | float) else 1.0,
         "num_bases": 1 if config.model == "static" else config.basis.num_bases,
         "seed": config.seed,
         "madds": found["madds"],

@@ -76,9 +76,9 @@ def fit(
       "madds", ...; without `validation` the last means of training, "loss" and "top1".
 
     Raises:
-      UserError: a number is out of its range, which is told by the field of a config that it becomes; the loss
+      UserError: a number is out of its range (the message names the field of a config that holds it); the loss
         diverged; or the workdir is in use or cannot be written.
-      ValueError: a batch is not of that form.
+      ValueError: a batch is not of that form, or a label is no class of the model's.
 
     Example:
       >>> network = nnx.Sequential(lambda x: x.mean(axis=(1, 2)), nnx.Linear(1, 2, rngs=nnx.Rngs(0)))
@@ -88,6 +88,8 @@ def fit(
       >>> fit(network, [batch], 100, learning_rate=0.1, validation=[batch])["top1"]
       1.0
     """
+    if isinstance(validation, Iterator):
+        raise ValueError("validation is an iterator, which ends after one pass: expected a list or a function")
     examples, given = peek(batches)
     normalize = normalization(model, examples["image"])
     functions = models.functional(model)
@@ -115,7 +117,7 @@ def fit(
     def held_out(state):
         weights = jax.device_get((state.ema_params, state.ema_batch_stats))
         given = validation() if callable(validation) else validation
-        return per_example(*weights, known_labels(given, config.num_classes))
+        return per_example(*weights, labelled(given, config.num_classes))
 
     first_step = 0
     with contextlib.ExitStack() as stack:
@@ -135,7 +137,7 @@ def fit(
             state, last = loop.run(
                 built,
                 state,
-                partition.on_device(known_labels(given(first_step), config.num_classes), mesh),
+                partition.on_device(labelled(given(first_step), config.num_classes), mesh),
                 (jax.random.key(seed),),
                 first_step=first_step,
                 total_steps=num_steps,
@@ -199,13 +201,12 @@ def checked(batch: Batch | None) -> Batch:
     return {"image": image, "label": label.astype(np.int32)}
 
 
-def known_labels(batches: Iterable[Batch], num_classes: int) -> Iterator[Batch]:
-    """The batches. A label that the logits do not have would count as none at all."""
+def labelled(batches: Iterator[Batch], classes: int) -> Iterator[Batch]:
+    """The batches; a label that is no class would have no loss at all, so it is refused."""
     for batch in batches:
         labels = np.asarray(batch["label"])
-        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-            given = f"labels from {labels.min()} to {labels.max()}"
-            raise ValueError(f"{given}, expected 0 to {num_classes - 1}: the model gives {num_classes} logits")
+        if len(wrong := labels[(labels < 0) | (labels >= classes)]):
+            raise ValueError(f"label {wrong[0]}, expected one of 0 to {classes - 1}")
         yield batch
 
 

@@ -32,8 +32,8 @@ def _filled(functions: Functional, workdir: str, prefix: tuple[str, ...], config
     run = runs.load(workdir)
     if differing := _differing(run.config, config, "preview" if prefix else "network"):
         logging.warning("init_from %s: its weights are used to %s", workdir, " ".join(differing))
-    params, filled = _fill(functions.params, run.params, workdir, prefix, config)
-    batch_stats, _ = _fill(functions.batch_stats, run.batch_stats, workdir, prefix, config)
+    params, filled = _fill(functions.params, run.params, run, workdir, prefix, config)
+    batch_stats, _ = _fill(functions.batch_stats, run.batch_stats, run, workdir, prefix, config)
     print(f"{filled} of {len(jax.tree.leaves(functions.params))} parameter arrays start as those in {workdir}")
     return functions._replace(params=params, batch_stats=batch_stats)
 
@@ -47,8 +47,8 @@ def _differing(theirs, ours, network: str) -> list[str]:
     return [f"--config.{name}={given}" for name, given, here in pairs if given != here]
 
 
-def _fill(ours: dict, theirs: dict, workdir: str, prefix: tuple[str, ...], config) -> tuple[dict, int]:
-    """`ours` with the arrays of `theirs` in their places below `prefix`, and how many places these were."""
+def _fill(ours: dict, theirs: dict, run: runs.Run, workdir: str, prefix: tuple[str, ...], config) -> tuple[dict, int]:
+    """`ours` with the arrays of `theirs`, the run's, in their places below `prefix`, and how many places these were."""
     target, source = trees.to_flat_dict(ours), trees.to_flat_dict(theirs)
     plain_source = {models.plain_path(name): name for name in source}
     places = {}  # path of ours: path of theirs
@@ -69,7 +69,10 @@ def _fill(ours: dict, theirs: dict, workdir: str, prefix: tuple[str, ...], confi
         elif given.shape == shape[1:] and path[-1] == "kernel":
             key = jax.random.fold_in(jax.random.key(config.seed), i)
             target[path] = np.asarray(basis.copies(config.init_noise)(key, given, shape[0]), given.dtype)
-        elif name[0] == "classifier":  # of other classes: starts anew
+        elif name[0] == "classifier" or given.shape == (
+            *shape[:-1],
+            run.config.num_classes,
+        ):  # of other classes: starts anew
             continue
         else:
             there = f"{'/'.join(name)} has the shape {given.shape} there"

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 
 
@@ -35,11 +34,9 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, total_step
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(config.learning_rate, max(total_steps - warmup_steps, 1))
-    elif config.schedule == "exponential":
+    else:
         interval = max(round(config.decay_epochs * steps_per_epoch), 1)
         decay = optax.exponential_decay(config.learning_rate, interval, config.decay_rate, staircase=True)
-    else:
-        raise UserError(f'config.optimizer.schedule={config.schedule!r}, expected "cosine" or "exponential"')
     if not warmup_steps:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup_steps), decay], [warmup_steps])
@@ -81,14 +78,12 @@ def create(
                 momentum=config.momentum,
             ),
         ]
-    elif config.name == "adamw":
+    else:
         steps = [
             optax.scale_by_adam(b1=config.momentum, b2=config.second_moment_decay, eps=config.epsilon),
             decay,
             optax.scale_by_learning_rate(learning_rate),
         ]
-    else:
-        raise UserError(f'config.optimizer.name={config.name!r}, expected "rmsprop" or "adamw"')
     clip = []
     if config.clip_norm:
         own = optax.clip_by_global_norm(config.clip_norm)

@@ -234,6 +234,9 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
         with open(path) as file:
             defaults = over(json.loads(default.get_config().to_json()), BEFORE)
             given = json.load(file)
+            sections = [name for name, value in defaults.items() if isinstance(value, dict)]
+            if not isinstance(given, dict) or not all(isinstance(given.get(name, {}), dict) for name in sections):
+                raise ValueError("it holds no config")
             whole = over(defaults, given)
             for section in ranges.SECTIONS:  # of a network of one's own the defaults are not
                 if ranges.is_own(given.get(section, {}).get("name")):

@@ -12,6 +12,7 @@ from basisnet_jax.errors import UserError
 # Fields of configs/digits.py, what they are set to, and the field that the line names if it is not the last one set.
 BAD = [
     *((f"batch_size={value}",) for value in (-8, 0)),
+    (f"seed={10**400}",),
     *((f"eval_batch_size={value}",) for value in (0, -1)),
     *((f"num_epochs={value}",) for value in (0, -3, "nan", "inf", "1e400")),
     *((f"seed={value}",) for value in (2**31, -(2**31) - 1)),
@@ -166,6 +167,10 @@ def test_a_field_that_does_not_go_with_the_data(refused, tmp_path, data_dir, fie
         ("del config.batch_size; config.batch_size = True", "config.batch_size=True, expected a whole number above 0"),
         ("del config.mean; config.mean = 0.5", "config.mean=0.5, expected numbers from 0 to 1, such as (0.5,)"),
         (
+            "config.network = {'name': 'mine:net', 'act': len}",
+            "config.network.act=<built-in function len>, expected plain",
+        ),
+        (
             "del config.optimizer; config.optimizer = 3",
             "config.optimizer=3, expected its fields, such as config.",
         ),
@@ -197,6 +202,14 @@ def test_every_verb_that_takes_a_config_checks_it(refused, tmp_path):
     )
     assert told in refused("sweep", f"--sweep={sweep}", f"--workdir={tmp_path}/runs")
     assert os.listdir(tmp_path) == ["sweep.py"]
+    (tmp_path / "mine.py").write_text(
+        "from basisnet_jax.configs import digits\ndef get_config():\n    config = digits.get_config()\n"
+        "    config.preview = {'name': 'mine:net'}\n    return config"
+    )
+    sweep.write_text(f"CONFIG = '{tmp_path}/mine.py'\ndef sweep():\n    yield {{'config.seed': 0}}")
+    told = "config.preview.image_size is missing"
+    assert told in refused("sweep", f"--sweep={sweep}", f"--workdir={tmp_path}/runs")
+    assert told in refused("madds", f"--config={tmp_path}/mine.py", "--config.image_size=16")
 
 
 def test_python_calls_check_too():

@@ -56,6 +56,16 @@ def no_classes(rngs):
 class Fails(Small):
     def __call__(self, x):
         return self.hed(x)
+
+
+class Named(nnx.Module):  # as many networks name their parts
+    def __init__(self, num_classes, channels, rngs, layers=1):
+        self.features = nnx.Sequential(nnx.Conv(channels, 4, (3, 3), 2, rngs=rngs), nnx.relu)
+        head = [nnx.Linear(4, 4, rngs=rngs) for _ in range(layers - 1)] + [nnx.Linear(4, num_classes, rngs=rngs)]
+        self.classifier = nnx.Sequential(*head) if head[1:] else head[0]
+
+    def __call__(self, x):
+        return self.classifier(self.features(x).mean(axis=(1, 2)))
 """
 
 
@@ -110,8 +120,9 @@ def test_what_is_given_is_what_the_factory_gets(folder):
     config = config_of("network.features=6", f"network.name={folder}:Small", "model=static")  # in any order
     assert config.network.to_dict() == {"name": f"{folder}:Small", "features": 6}
     assert models.create(config).network.body[0].kernel.shape == (3, 3, 1, 6)
-    together = config_of(f"network={{'name': '{folder}:anything', 'features': 5}}", "model=static")
-    assert models.create(together).network.head.in_features == 5
+    for given in (f"{{'name': '{folder}:anything', 'features': 5}}", f"{{'features': 5, 'name': '{folder}:anything'}}"):
+        together = config_of(f"network={given}", "model=static")
+        assert models.create(together).network.head.in_features == 5
     # In a config file the section is written anew.
     config = digits.get_config()
     config.model, config.network = "static", type(config)({"name": f"{folder}:static"})
@@ -154,6 +165,25 @@ def test_mistakes_are_told_in_one_line(folder, fields, words):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_preview_may_have_modules_called_features_and_classifier(folder, layers):
+    fields = [f"network.name={folder}:wide", f"preview.name={folder}:Named", f"preview.layers={layers}"]
+    model = models.create(config_of(*fields, "image_size=16", "preview.image_size=8"))
+    assert model.coefficient_head.in_features == 4
+
+
+def test_the_error_names_the_network_that_failed(folder, tmp_path):
+    (tmp_path / f"{folder}_too.py").write_text(CODE)
+    with pytest.raises(UserError, match=rf"^network '{folder}_too:Fails', line \d+ of .*_too.py: AttributeError"):
+        models.create(config_of(f"network.name={folder}:Small", f"preview.name={folder}_too:Fails"))
+
+
+def test_a_packaged_network_in_the_place_of_ones_own_has_its_own_fields(folder):
+    config = config_of(f"preview.name={folder}:wide", "preview.name=mobilenet_v2", "preview.image_size=16")
+    assert config.preview.name == "mobilenet_v2" and (config.preview.width, config.preview.image_size) == (1.0, 16)
+    parsing.resolve(config)
+
+
 def test_what_a_class_or_a_partial_takes(folder):
     assert list(own.parameters(own.find(f"{folder}:Small"))) == ["num_classes", "channels", "rngs", "features", "more"]
     assert list(own.parameters(own.find(f"{folder}:wide"))) == ["num_classes", "channels", "rngs", "features", "more"]
@@ -172,3 +202,23 @@ def test_own_networks_start_from_each_others_weights(folder, tiny, make_run, tmp
     np.testing.assert_array_equal(
         functions.params["preview"]["network"]["head"]["layer"]["bias"], source["head"]["bias"]
     )
+
+
+def test_its_head_starts_anew_with_other_classes(folder, make_run, tmp_path, data_dir):
+    saved = make_run(config_of(f"network.name={folder}:Small", "model=static"), tmp_path / "run")
+    config = config_of(f"network.name={folder}:Small", "model=static", f"init_from={saved}", "num_classes=7")
+    own = models.functional(models.create(config))
+    params, theirs = initial_weights.initialized(config, own).params["network"], runs.load(saved).params["network"]
+    np.testing.assert_array_equal(params["body"][0]["kernel"], theirs["body"][0]["kernel"])
+    np.testing.assert_array_equal(params["head"]["kernel"], own.params["network"]["head"]["kernel"])
+
+
+def test_it_is_looked_for_before_anything_is_read(folder, refused, tmp_path):
+    flags = ["--config=digits", "--config.data_dir=/nowhere", f"--workdir={tmp_path}/run"]
+    line = refused("train", *flags, f"--config.network.name={folder}:Smal")
+    assert f"{folder}" in line and "Small" in line
+
+
+def test_create_model_leaves_networks_of_ones_own_to_basisnet():
+    with pytest.raises(ValueError, match="call BasisNet"):
+        basisnet_jax.create_model("mobilenet_v2", 2, network__name="mine:Net")

@@ -13,6 +13,7 @@ import time
 import conftest
 import PIL.Image
 import pytest
+from basisnet_jax.configs import digits
 
 from basisnet_jax import cli, interrupts, parsing, plots, sweep
 from basisnet_jax.data import pipeline
@@ -296,6 +297,16 @@ def test_memory_limits_how_many_run_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(launchers, "available_memory", lambda: 0)
     assert here.has_room([]) and not here.has_room([1])
     assert launchers.Processes(tmp_path, 2, {}).has_room([1])  # with --jobs nobody asks
+
+
+@pytest.mark.parametrize("fields", [{}, {"width": [1, 2]}])
+def test_networks_of_ones_own_have_points(tmp_path, fields):
+    config = digits.get_config()
+    config.network = type(config)({"name": "mine:net", **fields})
+    run = sweep.Variant("seed=0", tmp_path, [], config, None, 1, {"seed": 0})
+    found = {"madds": 5, "top1": 0.5, "train": {"top1": 0.6}, "provenance": {}}
+    [point] = plots.averaged([{name: str(value) for name, value in sweep.row(run, found, ["seed"]).items()}])
+    assert (point["width"], point["madds"]) == (1.0, 5.0)
 
 
 def test_intervals_and_fronts():

@@ -9,7 +9,6 @@ from orbax.checkpoint import tree as trees
 
 from basisnet_jax import models
 from basisnet_jax.basisnet import Outputs
-from basisnet_jax.errors import UserError
 from basisnet_jax.training import losses, optimizer
 from basisnet_jax.training.step import create_state, make_train_step
 
@@ -104,13 +103,6 @@ def test_joint_loss_is_the_weighted_sum(tiny):
     alone, parts = losses.joint(Outputs(outputs.logits), losses.targets(labels, 4, 0.1), None, tiny())
     np.testing.assert_allclose(alone, final, rtol=1e-5)
     assert set(parts) == {"final_loss"}
-
-
-@pytest.mark.parametrize("changes", [{"name": "sgd"}, {"schedule": "linear"}])
-def test_unknown_names(changes):
-    with pytest.raises(UserError, match="expected"):
-        optimizer.schedule(config(**changes), 1, 1)
-        optimizer.create(config(**changes), lambda step: 0.1, PLAIN)
 
 
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])

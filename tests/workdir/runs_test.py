@@ -36,6 +36,13 @@ def test_without_a_checkpoint_a_workdir_belongs_to_nobody(tiny, tmp_path):
     assert runs.load_config(workdir).seed == 0
 
 
+@pytest.mark.parametrize("text", ["[]", "3", '{"network": "mobilenet_v2"}', '{"preview": null}', "{"])
+def test_a_damaged_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        runs.load_config(str(tmp_path))
+
+
 def test_where_nothing_can_be_written_is_told(tmp_path, small_disk):
     (tmp_path / "file").write_text("mine")
     assert files.unwritable(tmp_path / "new" / "run") is None and not (tmp_path / "new").exists()
