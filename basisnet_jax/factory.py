@@ -138,7 +138,7 @@ def check_field(config: ml_collections.ConfigDict, field: str) -> None:
         holder = holder[name]
     if field.split(".")[0] not in MODEL_FIELDS:
         raise ValueError(
-            f"{field.replace('.', '__')} is no field of a model, expected one of {', '.join(MODEL_FIELDS)}"
+            f"{field.replace('.', '__')} is not a field of a model, expected one of {', '.join(MODEL_FIELDS)}"
         )
 
 

@@ -97,7 +97,8 @@ def watch(reader: int) -> None:
         first = number
         if handler is note:
             name = signal.Signals(number).name
-            os.write(2, f"basisnet: {name}: finishes this step and saves; a second signal ends at once\n".encode())
+            words = "the run saves after this step and stops; a second signal ends it at once"
+            os.write(2, f"basisnet: {name}: {words}\n".encode())
 
 
 @contextlib.contextmanager

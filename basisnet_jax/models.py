@@ -111,7 +111,7 @@ def _network(section: str, fields: dict, common: dict, rngs: nnx.Rngs) -> nnx.Mo
     if twice := sorted(fields.keys() & {*common, "rngs"}):
         (field, *_) = twice
         instead = f"config.{field}" if field in common else "config.seed"
-        raise UserError(f"config.{section}.{field}={fields[field]!r} is no field of a network, set {instead}")
+        raise UserError(f"config.{section}.{field}={fields[field]!r} is not a field of a network, set {instead}")
     return networks.create(**fields, **common, rngs=rngs)
 
 

@@ -76,7 +76,7 @@ def load(given: str, overrides: list[Override]) -> ml_collections.ConfigDict:
     except Exception as error:  # whatever the user's code raises
         raise UserError(located(error, path)) from None
     if not callable(get_config):
-        raise UserError(f"{path} is no config file: expected a function get_config()")
+        raise UserError(f"{path} is not a config file: expected a function get_config()")
     if config is None:
         raise UserError(f"{path}: get_config() returns nothing, expected ml_collections.ConfigDict: `return config`")
     if not isinstance(config, ml_collections.ConfigDict):

@@ -23,7 +23,7 @@ class Range(NamedTuple):
 
 
 def number(expected: str, inside: Callable[[float], bool], kind: type = float) -> Range:
-    """Of finite numbers those `inside`. A whole one is a number, True and False are none."""
+    """Finite numbers that are `inside`. Whole numbers are numbers; True and False are not."""
     kinds = int if kind is int else (int, float)
     return Range(
         expected,
@@ -90,7 +90,7 @@ NETWORK = {
 
 SECTIONS = ("network", "preview")  # that name a network
 RANGES: dict[str, Range] = {
-    # More bits would be dropped: two seeds would be the same run.
+    # Larger seeds lose bits: two of them would give the same run.
     "seed": number("a whole number from -2**31 to 2**31 - 1", lambda n: -(2**31) <= n < 2**31, int),
     "dataset": DATASET,
     "bad_images": one_of("stop", "skip"),
@@ -125,7 +125,7 @@ RANGES: dict[str, Range] = {
     "basis.num_bases": COUNT,
     "basis.layers": PATTERN,
     "basis.init": one_of("copies", "independent"),
-    "basis.paths.pointwise": TEXT,  # what there is depends on the layer: models.create tells
+    "basis.paths.pointwise": TEXT,  # the choices depend on the layer: models.create checks them
     "basis.paths.depthwise": TEXT,
     "basis.paths.general": TEXT,
     "coefficients.activation": one_of("softmax", "sigmoid"),
@@ -177,7 +177,7 @@ RANGES: dict[str, Range] = {
 
 
 def is_own(name) -> bool:
-    """Whether a network's name is PACKAGE.MODULE:FACTORY, that of one's own."""
+    """Whether a network's name is PACKAGE.MODULE:FACTORY, which names the user's own network."""
     return isinstance(name, str) and ":" in name
 
 
@@ -191,7 +191,7 @@ def is_plain(value) -> bool:
 def check(config, batch: bool = True) -> None:
     """Raises UserError at the first field that is unknown, missing or out of its range, or contradicts another one.
 
-    Without `batch`, of a model alone, what divides the batch may be anything.
+    Without `batch`, for a model alone, the fields that divide the batch are not checked.
     """
     values = flat(config.to_dict())
     own = [section for section in SECTIONS if is_own(values.get(f"{section}.name"))]  # they have arguments of their own
@@ -207,7 +207,7 @@ def check(config, batch: bool = True) -> None:
         if name.partition(".")[0] in own and name != "preview.image_size":
             continue
         if name not in values:
-            raise UserError(f"config.{name} is missing; configs/default.py, from which a config begins, has all fields")
+            raise UserError(f"config.{name} is missing; start the config from configs/default.py, which has all fields")
         if not of.holds(values[name]):
             raise wrong(name, values[name], of.expected)
     for name, expected in [*(of_batch(config) if batch else ()), *contradictions(config)]:
@@ -229,7 +229,7 @@ def of_batch(config) -> Iterator[tuple[str, str]]:
 
 
 def contradictions(config) -> Iterator[tuple[str, str]]:
-    """The other fields, each in its range, that do not go with another one, and what is expected of them."""
+    """The other fields that contradict another one, though each is in its range, and what is expected of them."""
     for name in ("mean", "stddev"):
         if len(config[name]) not in (1, config.channels):
             yield name, f"one number, or one for each of config.channels={config.channels}"
@@ -248,7 +248,7 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def unknown(field: str, known: Iterable[str]) -> str:
-    """That no dotted field of the `known` ones has this name, in one line with those that may be meant."""
+    """One line: no dotted field in `known` has this name, and which fields may be meant."""
     names, last = field.split("."), {name: name.split(".")[-1] for name in known}
     prefixes = [".".join(names[: i + 1]) + "." for i in range(len(names))]
     depth = next(i for i, prefix in enumerate(prefixes) if not any(f"{name}.".startswith(prefix) for name in last))
@@ -263,4 +263,4 @@ def unknown(field: str, known: Iterable[str]) -> str:
         close = difflib.get_close_matches(field, close or last, n=1)
     hint = f"did you mean {' or '.join(f'config.{name}' for name in close)}? " if close else ""
     holder = ".".join(["config", *names[:depth]])
-    return f"{holder} has no field {names[depth]!r}; {hint}configs/default.py lists all of them"
+    return f"{holder} has no field {names[depth]!r}; {hint}configs/default.py lists all fields"

@@ -85,7 +85,7 @@ def test_names_and_fields_that_do_not_exist_are_told():
         ("mobilenet_v2", {"network__wdith": 1.0}, "'wdith' is not one of drop_connect"),
         ("mobilenet_v2", {"coefficients__temprature": 1.0}, "no field 'coefficients__temprature'"),
         ("mobilenet_v2", {"foo": 1}, "no field 'foo'"),
-        ("mobilenet_v2", {"optimizer__learning_rate": 1.0}, "optimizer__learning_rate is no field of a model"),
+        ("mobilenet_v2", {"optimizer__learning_rate": 1.0}, "optimizer__learning_rate is not a field of a model"),
         ("mobilenet_v2", {"mean": (0.5, 0.5)}, "config.mean=.0.5, 0.5., expected one number"),
         ("mobilenet_v2", {"dtype": "float8"}, "config.dtype='float8', expected one of float32, bfloat16"),
         ("mobilenet_v2", {"num_bases": 4}, "bases"),

@@ -335,7 +335,7 @@ def test_packaged_configs_are_found_by_name_from_any_folder(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("x = 1", "mine.py is no config file: expected a function get_config()"),
+        ("x = 1", "mine.py is not a config file: expected a function get_config()"),
         ("def get_config():\n    return {}", "get_config() returns dict, expected ml_collections.ConfigDict"),
         ("def get_config():\n    pass", "mine.py: get_config() returns nothing, expected ml_collections.ConfigDict"),
         ("def get_config():\n    return missing", "mine.py, line 2: NameError: name 'missing' is not defined"),

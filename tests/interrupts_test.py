@@ -91,7 +91,8 @@ def test_a_signal_lets_training_save(number, data_dir, monkeypatch, tmp_path, ca
     code = cli.main(["train", *flags])
     out, err = capfd.readouterr()
     conftest.record_told(record_property, code, err)
-    told = f"basisnet: {signal.Signals(number).name}: finishes this step and saves; a second signal ends at once"
+    name = signal.Signals(number).name
+    told = f"basisnet: {name}: the run saves after this step and stops; a second signal ends it at once"
     assert code == 0 and err.count(told) == 1 and "Traceback" not in err, err
     assert "stopped after step 6 of 576, saved; the same command goes on from there" in out
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["6"]
@@ -120,8 +121,8 @@ cli.main()
         ("busy", [signal.SIGINT], "basisnet: interrupted\n"),
         ("busy", [signal.SIGTERM], "basisnet: ended by SIGTERM\n"),
         ("busy", [signal.SIGINT, signal.SIGINT], ""),
-        ("training", [signal.SIGTERM, signal.SIGINT], "basisnet: SIGTERM: finishes this step and saves; a second "),
-        ("training", [signal.SIGINT, signal.SIGTERM], "basisnet: SIGINT: finishes this step and saves; a second "),
+        ("training", [signal.SIGTERM, signal.SIGINT], "basisnet: SIGTERM: the run saves after this step and stops; a "),
+        ("training", [signal.SIGINT, signal.SIGTERM], "basisnet: SIGINT: the run saves after this step and stops; a "),
     ],
 )
 def test_a_process_ends_although_python_does_not_come_to_the_signal(verb, numbers, err, record_property):

@@ -104,11 +104,11 @@ def encode(path: pathlib.Path) -> bytes:
 def unreadable(path: pathlib.Path, error: Exception) -> str:
     """One line on what `encode` or TensorFlow makes of a file that they cannot decode."""
     if isinstance(error, PIL.UnidentifiedImageError):  # whose text names an object of Python's
-        reason = "of no known format"
+        reason = "unknown format"
     else:
         text = re.sub(r"\{\{.*?\}\} |\[Op:\w+\]", "", str(error))  # where in TensorFlow it was found out
         reason = getattr(error, "strerror", None) or " ".join(text.split())[:120] or type(error).__name__
-    return f"{path} is no readable image ({reason})"
+    return f"{path} is not a readable image ({reason})"
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

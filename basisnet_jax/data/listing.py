@@ -1,7 +1,7 @@
 """What a folder of images holds: its splits, classes and images, and what is left out and why.
 
-    images/cat/1.jpg, images/dog/a.png ...                 one split: the others are carved out of it
-    images/train/cat/1.jpg, images/test/cat/2.jpg ...      splits, called as `SPLITS` says, in any case
+    images/cat/1.jpg, images/dog/a.png ...                 one split; the others are taken from it
+    images/train/cat/1.jpg, images/test/cat/2.jpg ...      splits, with a name of `SPLITS`, in upper or lower case
 
 In the folder of a class images may lie in folders of any depth, and behind links. A folder is refused where its
 classes or splits would have to be guessed. Whatever else is not used is counted, and `summary` tells it.
@@ -65,7 +65,7 @@ def find(root: pathlib.Path, bad_images: str) -> Listing:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(f"dataset folder {str(root)!r} {reason}") from error
     if not root.is_dir():
-        raise UserError(f"dataset folder {str(root)!r} is no folder")
+        raise UserError(f"dataset folder {str(root)!r} is not a folder")
     found = Contents()
     tops = split_folders(root, found)
     by_split = {split: class_folders(top, found) for split, top in tops.items()}
@@ -108,7 +108,10 @@ def split_folders(root: pathlib.Path, found: Contents) -> dict[str, pathlib.Path
     if "train" not in of_split.values():
         if of_split and (not others or any(others.intersection(inside[folder]) for folder in of_split)):
             names = " and ".join(folder.name for folder in of_split)
-            raise UserError(f"{root} has a folder {names} with classes, but none for training; expected {root}/train")
+            number = "split" if len(of_split) == 1 else "splits"
+            raise UserError(
+                f"{root} has the {number} {names}, but no training split; expected {root}/train/CLASS/IMAGE"
+            )
         if named and not others and any(flat_images(folder) for folder in named):
             raise no_class_folders(named[0])
         return {"train": root}
@@ -119,7 +122,7 @@ def split_folders(root: pathlib.Path, found: Contents) -> dict[str, pathlib.Path
                 raise no_class_folders(folder)
             found.ignored[folder] = "empty folders" if folder in named else "folders beside the splits"
         elif (other := tops.setdefault(of_split[folder], folder)) != folder:
-            raise UserError(f"{other} and {folder} are both the {of_split[folder]} split, expected one")
+            raise UserError(f"{other} and {folder} are both the {of_split[folder]} split, expected only one")
     outside(root, found)
     return tops
 
@@ -158,7 +161,7 @@ def check_readable(by_split: dict[str, dict[str, Contents]], found: Contents, ba
         path = lost or min(found.bad)
         more = f" and {len(found.bad) - 1} more" if len(found.bad) > 1 else ""
         hint = "" if lost else f", {SKIP}"
-        raise UserError(f"{path} cannot be read ({found.bad[path]}){more}; mend or remove it{hint}")
+        raise UserError(f"{path} cannot be read ({found.bad[path]}){more}; repair or remove it{hint}")
 
 
 def check_classes(root, tops, by_split, files, found) -> None:
@@ -167,7 +170,7 @@ def check_classes(root, tops, by_split, files, found) -> None:
     for name in sorted({name for pairs in files.values() for name in classes_of(pairs)}):
         if name != name.strip() or "\n" in name or "\r" in name or not is_utf8(name):
             raise UserError(
-                f"class folder {name!r} in {root}: expected a UTF-8 name without line breaks or outer spaces"
+                f"class folder {name!r} in {root}: expected a UTF-8 name without line breaks or spaces at its ends"
             )
     trained = classes_of(files["train"])
     if not trained:
@@ -175,19 +178,19 @@ def check_classes(root, tops, by_split, files, found) -> None:
             raise no_class_folders(top)
         raise UserError(f"{top} holds no class folders with images ({', '.join(SUFFIXES)})")
     if empty := next((split for split, pairs in files.items() if not pairs), None):
-        raise UserError(f"{tops[empty]}, the folder of the {empty} split, holds no images; fill or remove it")
+        raise UserError(f"{tops[empty]}, the folder of the {empty} split, holds no images; add images or remove it")
     if len(trained) == 1 and not any(set(trained) ^ set(classes_of(pairs)) for pairs in files.values()):
         [name] = trained
         if flat_images(top / name):
             raise UserError(f"{top} holds one class, {name!r}, expected at least two")
         likely = f"folder:{top / name}" if top == root else f"{top}/CLASS/IMAGE"
         names = few(names_in(top / name))
-        raise UserError(f"{top} holds one folder, {name!r}, with the folders {names}; did you mean {likely}?")
+        raise UserError(f"{top} holds only the folder {name!r}, which holds {names}; did you mean {likely}?")
     for name, inside in by_split["train"].items():
         if inside.images:
             folders = {SPLITS.get(folder.lower()) for folder in names_in(top / name)} - {None}
             if "train" in folders and len(folders) > 1:
-                raise UserError(f"{top / name} holds the folders of splits; expected {root}/train/{name}/IMAGE")
+                raise UserError(f"{top / name} holds folders of splits; expected {root}/train/{name}/IMAGE")
 
 
 def classes_of(pairs: list[tuple[str, pathlib.Path]]) -> list[str]:
@@ -199,7 +202,7 @@ def check_trained(root: pathlib.Path, files: Files, carved: list[str]) -> None:
     trained = set(classes_of(files["train"]))
     for split, pairs in files.items():
         if missing := sorted(set(classes_of(pairs)) - trained):
-            where = f"all carved out for the {split} split: add images" if split in carved else f"only in {split}"
+            where = f"all of them went to the {split} split; add images" if split in carved else f"only in {split}"
             number = "class" if len(missing) == 1 else "classes"
             raise UserError(f"{root} has no training images of {number} {few(missing)}: {where}")
 
@@ -220,7 +223,9 @@ def carve(root: pathlib.Path, found: Files) -> Files:
             result["train"].append((label, file))
     for split in missing:
         if not result[split]:
-            raise UserError(f"{root} has too few images to carve a {split} split out of train: add a folder {split!r}")
+            count, train = len(found["train"]), f"{root}/train/CLASS"
+            where = f"add images, or sort them into {train} and {root}/{split}/CLASS"
+            raise UserError(f"{root} has too few images, {count}: none of them goes to the {split} split; {where}")
     return {**found, **result}
 
 
@@ -233,10 +238,10 @@ def summary(listing: Listing, name: str) -> str:
         sizes = f"{labels[most]}"
         if labels[least] < labels[most]:
             sizes = f"{labels[least]} ({least}) to {labels[most]} ({most})"
-        carved = ", carved out of train" if split in listing.carved else ""
+        carved = ", taken from train" if split in listing.carved else ""
         missing = [label for label in listing.classes if label not in labels]
         without = f"; none of {few(missing)}" if missing else ""
-        lines.append(f"  {split:10}  {sum(labels.values())} images, {sizes} a class{carved}{without}")
+        lines.append(f"  {split:10}  {sum(labels.values())} images, {sizes} per class{carved}{without}")
     lines += [f"  left out, {reason}: {len(names)} ({few(names)})" for reason, names in listing.ignored.items()]
     lines += [f"  skipped: {path} cannot be read ({reason})" for path, reason in listing.bad.items()]
     return "\n".join(map(one_line, lines))

@@ -91,8 +91,7 @@ class Dataset:
         steps = num_share // self._per_host("batch_size", count)
         if not steps:
             examples = f"the {num_share * count} examples of {self.source.name} {self.train_split!r}"
-            too_few = f"{examples} on {count} host(s) do not make one full batch"
-            raise UserError(f"config.batch_size is {self.batch_size}: {too_few}")
+            raise UserError(f"config.batch_size={self.batch_size} is more than {examples} on {count} host(s)")
         return steps
 
     def seen_as(self, seen: Preprocess) -> "Dataset":

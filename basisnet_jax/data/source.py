@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import pathlib
 import sys
 
 import ml_collections
@@ -102,7 +103,7 @@ class Source:
         """The skipped files of a folder in a line, or None: only preparing, which may be long ago, names each."""
         if not self.folder or not self.skipped:
             return None
-        return f"skipped in {self.name}, what cannot be read: {len(self.skipped)} ({listing.few([*self.skipped])})"
+        return f"skipped in {self.name}, unreadable: {len(self.skipped)} ({listing.few([*self.skipped])})"
 
     def summary(self) -> str:
         """Of a folder, what is in it and what is not used, on a few lines."""
@@ -141,7 +142,9 @@ def named(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     except ValueError as error:  # DatasetNotFoundError, an unknown configuration, or a name that cannot be one
         known = set(tfds.list_builders(with_community_datasets=False))
         close = difflib.get_close_matches(name.split("/")[0], sorted(known))
-        hint = f"the closest known: {', '.join(close)}" if close else "`digits` and the names of TFDS are known"
+        hint = f"the closest names are {', '.join(close)}" if close else "expected `digits` or a name of TFDS"
+        if pathlib.Path(name).expanduser().is_dir():
+            hint = f"for a folder of images write folder:{name}"
         raise UserError(f"unknown dataset {name!r}; {hint}") from error
 
 

@@ -32,7 +32,7 @@ def contents(folder: pathlib.Path) -> Contents:
             if path in inside.images:
                 found.images[path] = inside.images[path]
             elif identity(path) in above:
-                found.ignored[path] = "links to a folder that they are in"
+                found.ignored[path] = "links to a folder that contains them"
             else:
                 walk(path, above)
 
@@ -65,7 +65,7 @@ def scan(folder: pathlib.Path, found: Contents) -> list[pathlib.Path]:
                 entry.stat()  # fails where it may be listed, but not entered
                 folders.append(path)
             elif suffix not in SUFFIXES and (suffix or not entry.is_symlink()):
-                found.ignored[path] = f"files {suffix or 'without suffix'}"
+                found.ignored[path] = f"{suffix} files" if suffix else "files without suffix"
             else:
                 listed = entry.stat()
                 if not stat.S_ISREG(listed.st_mode):
@@ -76,7 +76,7 @@ def scan(folder: pathlib.Path, found: Contents) -> list[pathlib.Path]:
                     found.ignored[path] = "files without suffix"
         except OSError as error:
             dangling = entry.is_symlink() and isinstance(error, FileNotFoundError)
-            found.bad[path] = f"a link to {os.readlink(path)}, which is not there" if dangling else error.strerror
+            found.bad[path] = f"a link to {os.readlink(path)}, which does not exist" if dangling else error.strerror
     return folders
 
 

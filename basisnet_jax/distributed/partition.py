@@ -30,7 +30,7 @@ def create_mesh(batch_size: int, fsdp: int = 1, devices: Sequence[jax.Device] | 
     """
     count = jax.device_count() if devices is None else len(devices)
     if batch_size % count:
-        raise UserError(f"batch size {batch_size} is no multiple of the {count} devices")
+        raise UserError(f"batch size {batch_size} is not a multiple of the {count} devices")
     fsdp = fsdp or count
     if count % fsdp:
         raise UserError(f"config.fsdp={fsdp} does not divide the {count} devices")

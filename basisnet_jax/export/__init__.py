@@ -219,7 +219,7 @@ def read_manifest(directory: str) -> tuple[dict, early_exit.Rule]:
         manifest = json.loads(path.read_text())
         rule = check(manifest)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {directory} is no export of `basisnet export`") from None
+        raise UserError(f"{path} is missing: {directory} is not an export of `basisnet export`") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__} {error}") from None
     if damaged := files.damaged(folder, manifest["files"]):

@@ -111,8 +111,9 @@ def table(report: dict) -> str:
     if len(shown) < len(classes):
         lines.append(f"These {len(shown)} of {len(classes)} classes have the lowest and the highest final recall.")
     if report["confused"]:
-        lines.append("Most often confused by the final answer, label and prediction:")
-        lines += [f'{of["count"]:>8}  "{of["label"]}" as "{of["prediction"]}"' for of in report["confused"][:ENDS]]
+        lines.append("The most frequent errors of the final answer, label and prediction:")
+        for of in report["confused"][:ENDS]:
+            lines.append(f'{of["count"]:>8}  "{of["label"]}" predicted as "{of["prediction"]}"')
     return "\n".join(lines)
 
 
@@ -134,20 +135,16 @@ def diagnosis(report: dict) -> str | None:
         if len(answered) == 1:
             reasons.append(f'The {head} answer is "{answered[0]}" for every image.')
         elif top1 <= majority:
-            always = f'to answer always "{report["majority_class"]}"'
-            reasons.append(
-                f"The {head} answer is right in {top1:.4f} of the images; {always} would be in {majority:.4f}."
-            )
+            always = f'Always answering "{report["majority_class"]}" gives {majority:.4f}.'
+            reasons.append(f"The {head} top-1 is {top1:.4f}. {always}")
         elif abs(loss / guessing - 1) < ABOUT and top1 - majority < HARDLY * (1 - majority):
-            reasons.append(
-                f"The {head} loss is {loss:.3f}, still about that of guessing, log({len(classes)}) = {guessing:.3f}."
-            )
+            reasons.append(f"The {head} loss is {loss:.3f}. Guessing gives log({len(classes)}) = {guessing:.3f}.")
     if not reasons:
         return None
     return "\n".join(
         [
             *reasons,
-            "Try another --config.optimizer.learning_rate, lower first, or more --config.num_epochs.",
+            "Try another --config.optimizer.learning_rate, a lower one first, or a larger --config.num_epochs.",
             "`basisnet report` shows images with their labels, and whether the loss still falls.",
         ]
     )

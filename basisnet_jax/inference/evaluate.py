@@ -205,7 +205,7 @@ def table(report: dict) -> str:
     rows = [("", *columns.values(), "MAdds per image")]
     if classes:
         guess = {"top1": report["majority_top1"], "balanced_accuracy": 1 / sum(of["count"] > 0 for of in classes)}
-        rows.append(row("majority baseline", guess, f'to answer always "{report["majority_class"]}"'))
+        rows.append(row("majority baseline", guess, f'always answers "{report["majority_class"]}"'))
     if "early_termination" in report:
         preview = {metric: report[f"preview_{metric}"] for metric in columns if f"preview_{metric}" in report}
         rows.append(row("preview", preview, f"{report['preview_madds'] / 1e6:.2f}M"))

@@ -19,6 +19,7 @@ from flax import nnx
 from basisnet_jax.errors import UserError
 
 EXPECTED = "expected PACKAGE.MODULE:FACTORY"
+NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 def create(
@@ -31,7 +32,7 @@ def create(
       channels, dtype: passed on if the factory takes them. A dtype other than float32 must be taken.
 
     Raises:
-      UserError: there is no such factory, it does not take what it is given, or its code fails.
+      UserError: the factory does not exist, lacks an argument, does not take one that is given, or its code fails.
     """
     factory = find(name)
     takes = parameters(factory)
@@ -39,15 +40,20 @@ def create(
     given = {"num_classes": num_classes, "rngs": rngs} | fields
     given = {key: value for key, value in (("channels", channels), ("dtype", dtype)) if key in takes} | given
     if dtype != jnp.float32 and "dtype" not in takes:
-        raise UserError(f"network {name!r} takes no dtype, so it computes in its own; {jnp.dtype(dtype).name} given")
+        other = jnp.dtype(dtype).name
+        raise UserError(f"network {name!r} takes no dtype; config.dtype={other} given, expected float32")
     if unknown := sorted(given.keys() - takes.keys() if not takes_any else ()):
         raise UserError(f"network {name!r} takes {', '.join(takes)}; {unknown[0]}={given[unknown[0]]!r} given")
+    needed = [key for key, of in takes.items() if of.default is of.empty and of.kind in NAMED]
+    if missing := [key for key in needed if key not in given]:
+        fields = f"config.network.{missing[0]}, or config.preview.{missing[0]} for the preview"
+        raise UserError(f"network {name!r} needs {', '.join(missing)}; give {fields}")
     try:
         network = factory(**given)
     except Exception as error:
         raise UserError(told(name, error)) from error
     if not isinstance(network, nnx.Module):
-        raise UserError(f"network {name!r} is {type(network).__name__}, expected an nnx.Module")
+        raise UserError(f"network {name!r} returned {type(network).__name__}, expected an nnx.Module")
     return network
 
 
@@ -75,8 +81,8 @@ def find(name: str) -> Callable:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         close = difflib.get_close_matches(factory_name, vars(module), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"network {name!r}: {module_name} has no callable {factory_name!r}{hint}; {EXPECTED}")
+        hint = f"did you mean {module_name}:{close[0]}?" if close else EXPECTED
+        raise UserError(f"network {name!r}: {module_name} has no callable {factory_name!r}; {hint}")
     return factory
 
 

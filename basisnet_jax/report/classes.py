@@ -1,11 +1,11 @@
-"""The report's section on classes: how well each is told, and which are taken for which."""
+"""The report's section on classes: how well each is recognised, and which are confused."""
 
 from basisnet_jax.inference import by_class
 from basisnet_jax.report import figures, page
 from basisnet_jax.report.measure import Measured
 from basisnet_jax.report.page import Html, element, percent
 
-PAIRED = "Shares are of a row's images, those of a label; a right answer is on the diagonal."
+PAIRED = "A row is a label, a column a prediction. Colours are shares of the label's images. The diagonal is right."
 
 
 def section(measured: Measured, report: dict) -> Html:
@@ -16,10 +16,10 @@ def section(measured: Measured, report: dict) -> Html:
 
     def row(of):
         shares = (of[f"{prefix}{name}"] for prefix in heads.values() for name in ("precision", "recall"))
-        return [of["class"], f"{of['count']:,}", *("" if share is None else percent(share, 1) for share in shares)]
+        return [of["class"], f"{of['count']:,}", *("-" if share is None else percent(share, 1) for share in shares)]
 
     shown = by_class.ends(classes)
-    caption = "Precision: of the images with this answer, how many are right. Recall: of this class's images, how many."
+    caption = "Precision: right answers among the predictions of a class. Recall: among the images of a class."
     if len(shown) < len(classes):
         caption += f" These {len(shown)} of {len(classes):,} classes have the lowest and the highest final recall."
     drawings = [
@@ -33,8 +33,8 @@ def section(measured: Measured, report: dict) -> Html:
     ]
     if report["confused"]:
         rows = [[of["label"], of["prediction"], f"{of['count']:,}"] for of in report["confused"]]
-        caption_of_pairs = "What the final answer confuses most often."
-        drawings.append(page.table(("label", "taken for", "images"), rows, texts=2, caption=caption_of_pairs))
+        caption_of_pairs = "The most frequent errors of the final answer."
+        drawings.append(page.table(("label", "prediction", "images"), rows, texts=2, caption=caption_of_pairs))
     all_rows = None
     if len(shown) < len(classes):
         all_rows = page.folded(f"All {len(classes):,} classes", page.table(header, [*map(row, classes)]))

@@ -53,9 +53,10 @@ def reliability(measured: Measured) -> Html:
     confidence = measure.preview_confidence(measured)
     bins = measure.reliability(confidence, right)
     caption = (
-        "Where a bar ends on the dashed line, the preview is as often right as it is sure. It is "
-        f"{percent(confidence.mean(dtype=float), 1)} sure and {percent(right.mean(dtype=float), 1)} right; the "
-        f"expected calibration error is {percent(measure.calibration_error(bins), 1)}."
+        "Where a bar ends on the dashed line, the preview is right as often as its confidence says. "
+        f"Its mean confidence is {percent(confidence.mean(dtype=float), 1)}. "
+        f"Its top-1 is {percent(right.mean(dtype=float), 1)}. "
+        f"The expected calibration error is {percent(measure.calibration_error(bins), 1)}."
     )
     if rule and rule.temperature != 1:
         caption += f" The fitted temperature, {rule.temperature:.3f}, is in these numbers."
@@ -87,7 +88,7 @@ def galleries(measured: Measured) -> Html:
 
     lead = (
         f"Among the first {len(measured.images):,} images of the {measured.split} split; each class has its turn. In "
-        "bold what an image is, below that what it is taken for, and how probable that seems."
+        "bold the label, below it the prediction and its probability."
     )
     found = [
         page.joined(

@@ -207,11 +207,11 @@ def galleries(measured: Measured, most: int) -> list[Gallery]:
     stops = (measured.rule or Rule()).stops(rows["confidence"])
     preview_right, sure = rows["preview_top1"] > 0, rows["confidence"]
     if measured.rule:
-        add("Stopped early, right", "The preview is sure of these, and right.", stops & preview_right, sure)
-        add("Stopped early, wrong", "The preview is sure of these, and wrong.", stops & ~preview_right, sure)
-    needed = "The preview is not sure; the specialist is right. First those that the preview has wrong."
+        add("Stopped early, right", "The preview reaches the threshold and is right.", stops & preview_right, sure)
+        add("Stopped early, wrong", "The preview reaches the threshold and is wrong.", stops & ~preview_right, sure)
+    needed = "The preview is below the threshold, and the specialist is right. First those that the preview gets wrong."
     add("Needed the specialist, right", needed, ~stops & right, ~preview_right - sure)
-    failed = "The preview is not sure, and the specialist is wrong. First those that it is surest of."
+    failed = "The preview is below the threshold, and the specialist is wrong. First the surest errors."
     add("Needed the specialist, wrong", failed, ~stops & ~right, rows["probability"])
     return found
 

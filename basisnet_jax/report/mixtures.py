@@ -40,9 +40,9 @@ def by_class(measured: Measured, means: dict[int, np.ndarray]) -> Html:
         svg = figures.class_mixtures(rows, [measured.classes[label] for label in chosen])
         maps.append(page.picture(svg, layers[k], caption, alt))
     text = (
-        f"The mean mixtures of classes ({classes}): a row unlike the others is a class with a mixture of its own. Each "
+        f"The mean mixture of each class ({classes}). A class with its own mixture has a row unlike the others. Each "
     )
-    text += "layer has a scale of its own."
+    text += "layer has its own scale."
     return page.joined(element("p", text), page.figures(*maps))
 
 

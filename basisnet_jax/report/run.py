@@ -57,7 +57,7 @@ def facts(measured: Measured) -> Html:
     else:
         pairs = {"Network": network(config.network, config.image_size)}
     if measured.layers:
-        pairs["Bases"] = f"{config.basis.num_bases}, {len(measured.layers)} mixtures an image"
+        pairs["Bases"] = f"{config.basis.num_bases}, mixtures per image: {len(measured.layers)}"
     pairs["Checkpoint"] = f"step {measured.run.step:,}, averaged weights"
     pairs["Measured on"] = f"{measured.split} split, {len(measured.rows['top1']):,} images"
     if rule := measured.rule:
@@ -139,7 +139,7 @@ def results(measured: Measured, found: dict, chosen: Point | None) -> Html:
             page.table(
                 ("part", "MAdds", "share", "parameters"),
                 spent,
-                caption="Where the MAdds of an image go that does not stop; parameters of kernels and biases.",
+                caption="The MAdds of an image that does not stop. Parameters are those of kernels and biases.",
             ),
         ),
         page.folded(f"All {len(items)} items of the count", page.table(header, by_layer, texts=3)),
@@ -167,9 +167,9 @@ def learning(log: dict) -> Html | None:
     }
     shown = []
     for title, lines, caption in (
-        ("Loss", losses, "Of training batches as they are trained on; of the validation split with its plain labels."),
-        ("Top-1", top1, "Training batches are augmented, and answered by the weights of the moment."),
-        ("Coefficients", mixing, "At an entropy of 1 mixtures are even; a least usage of 0 means a dead basis."),
+        ("Loss", losses, "Training: batches as trained on. Validation: the split with its plain labels."),
+        ("Top-1", top1, "Training batches are augmented, and predicted with the weights of that step."),
+        ("Coefficients", mixing, "At an entropy of 1 mixtures are even. A least usage of 0 means a dead basis."),
     ):
         if lines := {name: points for name, points in lines.items() if points}:
             last = max(points[-1][0] for points in lines.values())

@@ -113,7 +113,7 @@ def load(file: str) -> tuple[dict, dict, list[dict]]:
         raise UserError(parsing.located(error, file)) from None
     if not callable(names.get("sweep")) or not isinstance(names.get("CONFIG"), str):
         raise UserError(
-            f"{file} is no sweep file: expected CONFIG, the name or file of a config, and a generator sweep()"
+            f"{file} is not a sweep file: expected CONFIG, the name or file of a config, and a generator sweep()"
         )
     if not yielded:
         raise UserError(f"{file}: sweep() yields no run")

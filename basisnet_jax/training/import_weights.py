@@ -72,15 +72,15 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
     if not (origin or known):
         hint = f"; its batch statistics fit {nearest} ({weights_check.text(distances)})" if clearly else ""
         raise UserError(
-            f"nothing in {path} tells whether it was trained in TensorFlow or PyTorch, which pad and normalize "
-            f"differently: give --origin=tensorflow if timm's name of it begins with tf_, else --origin=pytorch{hint}"
+            f"{path} does not tell its origin, TensorFlow or PyTorch: give --origin=tensorflow if timm's name of "
+            f"these weights begins with tf_, otherwise --origin=pytorch{hint}"
         )
     origin, why = known or origin, why or "--origin says so"
     config = configs[origin]
     classes = imagenet.class_names() if config.num_classes == 1000 else None
     logits = weights_check.logits(config, params, batch_stats)
     if not np.isfinite(logits).all():
-        raise UserError(f"the weights of {path} give logits that are not finite, of a photograph")
+        raise UserError(f"with the weights of {path}, the logits of a photograph are not finite")
 
     runs.claim(config, workdir)
     if classes:
@@ -90,15 +90,15 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
         checkpoint.save(checkpoints, 0, state)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{network}: {count:,} parameters, {config.num_classes} classes, now in {workdir}")
-    where = f", those under {prefix!r} of {len(arrays)}" if prefix else ""
+    where = f"; they begin with {prefix!r}; the file has {len(arrays)}" if prefix else ""
     print(f"arrays: {len(state_dict)} with {names.code}'s names{where}")
     values = {field: config.network[field] for field in ("padding", "epsilon")}
     values |= {field: config[field] for field in ("mean", "stddev", "image_size", "eval_crop", "resize")}
     print(f"origin: {origin}, {why}: {' '.join(f'{field}={value}' for field, value in values.items())}")
-    palace = f", it takes a palace for {classes[logits[0].argmax()]!r}" if classes else ""
+    palace = f", prediction for a photograph of a palace: {classes[logits[0].argmax()]!r}" if classes else ""
     print(f"check: logits are finite{palace}; distance of batch statistics: {weights_check.text(distances)}")
     if clearly and nearest != origin:
-        logging.warning("the batch statistics fit %s better: look whether the origin %s is right", nearest, origin)
+        logging.warning("the batch statistics fit %s better; check whether the origin %s is right", nearest, origin)
 
 
 def known_origin(names: Naming, architecture: str) -> tuple[str | None, str]:
@@ -139,8 +139,8 @@ def timm_config(path: str, network: str) -> tuple[str, dict]:
         if not (0 < fields.get("eval_crop", 1) <= 1 and fields.get("image_size", 1) > 0):
             raise ValueError
     except (TypeError, ValueError, IndexError):
-        names = "mean, std, input_size, crop_pct"
-        raise UserError(f"{beside} has values of {names} that no run can have: mend or remove it") from None
+        names = "mean, std, input_size or crop_pct"
+        raise UserError(f"{beside} has an invalid value of {names}; correct or remove it") from None
     return architecture, fields
 
 
@@ -167,7 +167,7 @@ def static_config(network: str, state_dict: dict[str, np.ndarray], origin: str, 
     config.update(fields or {})
     classifier, stem = (names.network[module] + ".weight" for module in ("classifier", "stem.conv"))
     if classifier not in state_dict:
-        raise UserError(f"the weights have no {classifier!r}: they are a network without its classifier, expected all")
+        raise UserError(f"the weights have no {classifier!r}: a network without its classifier, expected the whole one")
     classes, filters = state_dict[classifier].shape, state_dict[stem].shape
     if len(classes) != 2 or len(filters) != 4 or not classes[0] or filters[1] not in (1, 3):
         shapes = f"{classifier!r} has the shape {classes} and {stem!r} {filters}"
@@ -203,7 +203,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
         if array is None:
             wrong.append(f"{name!r} has the shape {state_dict[name].shape}, expected {theirs(leaf.shape)}")
         elif not jax.numpy.issubdtype(array.dtype, np.floating):
-            wrong.append(f"{name!r} is of {array.dtype}, expected floating-point numbers")
+            wrong.append(f"{name!r} has the type {array.dtype}, expected floating-point numbers")
         else:
             with np.errstate(over="ignore"):  # told below
                 array = array.astype(leaf.dtype)
@@ -214,7 +214,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nnx.Module) -> tuple[dic
     trees = (nnx.to_pure_dict(nnx.state(network, kind)) for kind in (nnx.Param, nnx.BatchStat))
     params, batch_stats = (jax.tree.map_with_path(take, tree) for tree in trees)
     said = [f"they lack {weights_names.some(missing)}"] if missing else []
-    said += [f"it has no place for {weights_names.some(unused)}"] if unused else []
+    said += [f"the network has no place for {weights_names.some(unused)}"] if unused else []
     said += wrong[:3]
     if said:
         raise UserError(f"the weights, with {names.code}'s names, do not fit the network: {'; '.join(said)}")

@@ -37,11 +37,11 @@ def read(path: str) -> dict[str, np.ndarray]:
         elif start.startswith((b"PK", b"\x80")):  # a zip file, or before PyTorch 1.6 a pickle
             arrays = dict(_flat(_load(path)))
         else:
-            raise UserError(f"{path} is no readable weights file: it begins as neither safetensors nor PyTorch's do")
+            raise UserError(f"{path} is not a readable weights file: it is neither safetensors nor PyTorch")
     except UserError:
         raise
     except Exception as error:  # whatever the two libraries make of a damaged file
-        raise UserError(f"{path} is no readable weights file: {_first_sentence(error)}") from error
+        raise UserError(f"{path} is not a readable weights file: {_first_sentence(error)}") from error
     if not arrays:
         raise UserError(f"{path} holds no arrays, expected those of a network by their names")
     return arrays
@@ -66,7 +66,7 @@ def _load(path: str) -> Mapping:
         # PyTorch's own message recommends to run the code in the file.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it holds {found[1]!r} besides tensors" if found else "it is damaged, or holds more than tensors"
-        raise UserError(f"{path} is no readable weights file: {what}; save model.state_dict() alone") from error
+        raise UserError(f"{path} is not a readable weights file: {what}; save model.state_dict() alone") from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a dict such as model.state_dict()")
     return loaded

@@ -126,7 +126,7 @@ def load_classes(workdir: str, num_classes: int) -> list[str]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is no JSON list of {num_classes} names, which is the number of classes")
+        raise UserError(f"{path} is not a JSON list of {num_classes} names, which is the number of classes")
     return names
 
 
@@ -243,7 +243,7 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
                     whole[section] = given[section]
             return ml_collections.ConfigDict(paths.with_absolute(whole))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {workdir} is no workdir of `basisnet train`") from None
+        raise UserError(f"{path} is missing: {workdir} is not a workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -76,7 +76,7 @@ def held_out_only(root):
 # What is refused, by name: how it is made (of an empty folder; may return the one to give), and what the line says.
 REFUSED = {
     "no folder": (lambda root: root / "nothing", "nothing' does not exist"),
-    "a file": (lambda root: put(root, "a.jpg") / "a.jpg", "a.jpg' is no folder"),
+    "a file": (lambda root: put(root, "a.jpg") / "a.jpg", "a.jpg' is not a folder"),
     "a link to itself as the folder": (
         lambda root: link(root, "x", "x") or root / "x",
         "/x' cannot be read (Too many levels of symbolic links)",
@@ -98,25 +98,28 @@ REFUSED = {
         lambda root: split(root, "test/eel/", "train/eel/a.txt"),
         "has no training images of class eel",
     ),
-    "test alone": (lambda root: put(root, "test/cat/", "test/dog/"), "a folder test with classes, but none for train"),
-    "test beside classes": (lambda root: many(put(root, "test/cat/", "test/dog/"), "cat", "dog"), "folder test with"),
+    "test alone": (lambda root: put(root, "test/cat/", "test/dog/"), "has the split test, but no training split"),
+    "test beside classes": (
+        lambda root: many(put(root, "test/cat/", "test/dog/"), "cat", "dog"),
+        "has the split test,",
+    ),
     "two validation splits": (lambda root: split(root, "valid/cat/"), "val and {root}/valid are both the validation"),
     "two cases of a split": (lambda root: split(root, "Train/cat/"), "Train and {root}/train are both the train split"),
     "splits without classes": (lambda root: put(root, "train/", "test/"), "{root}/test/CLASS/IMAGE"),
     "test without classes": (lambda root: put(root, "train/cat/", "train/dog/", "test/"), "{root}/test/CLASS/IMAGE"),
     "splits in classes": (
         lambda root: put(root, "cat/train/", "cat/test/", "dog/train/", "dog/test/"),
-        "{root}/cat holds the folders of splits; expected {root}/train/cat/IMAGE",
+        "{root}/cat holds folders of splits; expected {root}/train/cat/IMAGE",
     ),
     "an empty split": (
         lambda root: put(root, "train/cat/", "train/dog/", "test/cat/a.txt"),
         "{root}/test, the folder of the test split, holds no images",
     ),
-    "too few": (lambda root: put(root, "cat/1.jpg", "dog/2.jpg"), "too few images to carve a validation split out"),
-    "a class that is carved away": (held_out_only, "no training images of class rare: all carved out for the"),
+    "too few": (lambda root: put(root, "cat/1.jpg", "dog/2.jpg"), "too few images, 2: none of them goes to the val"),
+    "a class that is carved away": (held_out_only, "no training images of class rare: all of them went to the"),
     "a link to nothing": (
         lambda root: link(many(root, "cat", "dog"), "cat/x.jpg", "gone.jpg"),
-        "cat/x.jpg cannot be read (a link to gone.jpg, which is not there); mend or remove it, or set config.bad_",
+        "cat/x.jpg cannot be read (a link to gone.jpg, which does not exist); repair or remove it, or set config.bad_",
     ),
     "a link to itself": (lambda root: link(many(root, "cat", "dog"), "cat/x.jpg", "x.jpg"), "cat/x.jpg cannot be read"),
     "a folder's link to nothing": (
@@ -125,11 +128,11 @@ REFUSED = {
     ),
     "a class that is a link to nothing": (
         lambda root: link(many(root, "cat", "dog"), "eel", "gone"),
-        "{root}/eel cannot be read (a link to gone, which is not there); mend or remove it",
+        "{root}/eel cannot be read (a link to gone, which does not exist); repair or remove it",
     ),
     "a class of links to nothing": (
         lambda root: link(many(root, "cat", "dog"), "eel/1.jpg", "gone"),
-        "{root}/eel/1.jpg cannot be read (a link to gone, which is not there); mend or remove it",
+        "{root}/eel/1.jpg cannot be read (a link to gone, which does not exist); repair or remove it",
     ),
     "a space in a class": (lambda root: many(root, "cat", "dog "), "class folder 'dog '"),
     "a line break in a class": (lambda root: many(root, "cat", "do\ng"), r"class folder 'do\ng'"),
@@ -137,13 +140,13 @@ REFUSED = {
     **{
         f"a broken file: {how}": (
             lambda root, content=content: put(many(root, "cat", "dog"), "cat/x.jpg", content=content),
-            f"cat/x.jpg is no readable image ({reason}",
+            f"cat/x.jpg is not a readable image ({reason}",
         )
         for (how, content), reason in zip(
             BROKEN.items(),
             (
-                "of no known format",
-                "of no known format",
+                "unknown format",
+                "unknown format",
                 "jpeg::Uncompress failed",
                 "jpeg::Uncompress failed",
                 "Image size",
@@ -153,11 +156,11 @@ REFUSED = {
     },
     "a broken file of an odd name": (
         lambda root: put(many(root, "cat", "dog"), f"cat/{ODD_NAME}", content=b"x"),
-        r"cat/caf\udce9.png is no readable image (of no known format); remove it, or set config.bad_images=skip",
+        r"cat/caf\udce9.png is not a readable image (unknown format); remove it, or set config.bad_images=skip",
     ),
     "a line break in a broken file's name": (
         lambda root: put(many(root, "cat", "dog"), "cat/a\nb.png", content=b"x"),
-        r"cat/a\nb.png is no readable image",
+        r"cat/a\nb.png is not a readable image",
     ),
 }
 NEVER_SKIPPED = ("a class that is a link to nothing", "a class of links to nothing", "a container", "one class")
@@ -188,13 +191,13 @@ USED = {
     "an empty class": (emptied, {"empty folders": ["train/eel"]}),
     "a class of another type": (
         lambda root: split(root, "train/eel/1.heic"),
-        {"files .heic": ["train/eel/1.heic"], "folders without images": ["train/eel"]},
+        {".heic files": ["train/eel/1.heic"], "folders without images": ["train/eel"]},
     ),
     "other files": (
         lambda root: split(root, "train/cat/a.txt", "test/dog/b.TXT", "train/cat/README", "labels.csv"),
         {
-            "files .csv": ["labels.csv"],
-            "files .txt": ["test/dog/b.TXT", "train/cat/a.txt"],
+            ".csv files": ["labels.csv"],
+            ".txt files": ["test/dog/b.TXT", "train/cat/a.txt"],
             "files without suffix": ["train/cat/README"],
         },
     ),
@@ -213,11 +216,11 @@ USED = {
     ),
     "a link to a folder that it is in": (
         lambda root: linked(root, "train/cat/up", ".."),
-        {"links to a folder that they are in": ["train/cat/up"]},
+        {"links to a folder that contains them": ["train/cat/up"]},
     ),
     "a link that is its own folder": (
         lambda root: linked(root, "train/cat/up", "."),
-        {"links to a folder that they are in": ["train/cat/up"]},
+        {"links to a folder that contains them": ["train/cat/up"]},
     ),
 }
 
@@ -249,10 +252,10 @@ COUNTED = {
 # What is skipped with bad_images=skip, by name: how it is made below a folder of classes, and the reason that is kept.
 SKIPPED = {
     **{
-        how: (lambda root, content=content: put(root, "cat/x.jpg", content=content), "cat/x.jpg is no readable image")
+        how: (lambda root, content=content: put(root, "cat/x.jpg", content=content), "x.jpg is not a readable image")
         for how, content in BROKEN.items()
     },
-    "a link to nothing": (lambda root: link(root, "cat/x.jpg", "gone"), "a link to gone, which is not there"),
+    "a link to nothing": (lambda root: link(root, "cat/x.jpg", "gone"), "a link to gone, which does not exist"),
     "a link to itself": (lambda root: link(root, "cat/x.jpg", "x.jpg"), os.strerror(errno.ELOOP)),
 }
 
@@ -342,7 +345,7 @@ def test_skipped(name, train, tmp_path):
     for _ in range(2):  # also where it was prepared before
         code, _, lines = train(root, "--config.bad_images=skip")
         assert (code, told(lines)[-1]) == (2, "basisnet: the data are fine")
-        assert told(lines)[0] == f"basisnet: skipped in folder:{root}, what cannot be read: 1 (cat/x.jpg)"
+        assert told(lines)[0] == f"basisnet: skipped in folder:{root}, unreadable: 1 (cat/x.jpg)"
     source = Source(f"folder:{root}", str(tmp_path / "data"), "skip")
     assert list(source.skipped) == ["cat/x.jpg"] and reason in source.record()["skipped"]["cat/x.jpg"]
     images = {split: sum(labels.values()) for split, labels in source.record()["images"].items()}
@@ -382,7 +385,7 @@ def test_what_may_not_be_read(name, train, tmp_path, deny):
         assert told(lines) == [line.replace(", or set config.bad_images=skip", "")] and "skip" not in told(lines)[0]
     else:
         assert told(lines) == [
-            f"basisnet: skipped in folder:{root}, what cannot be read: 1 ({name})",
+            f"basisnet: skipped in folder:{root}, unreadable: 1 ({name})",
             "basisnet: the data are fine",
         ]
         source = Source(f"folder:{root}", str(tmp_path / "data"), "skip")
@@ -407,13 +410,13 @@ def test_what_is_printed_and_recorded(train, tmp_path):
     _, out, _ = train(root)
     assert out.splitlines() == [
         f"folder:{root}: 3 classes (cat, dog, eel), 22 images",
-        "  train       10 images, 3 (cat) to 4 (eel) a class",
-        "  validation  6 images, 3 a class; none of eel",
-        "  test        6 images, 3 a class; none of eel",
-        "  left out, files .txt: 1 (train/eel/notes.txt)",
+        "  train       10 images, 3 (cat) to 4 (eel) per class",
+        "  validation  6 images, 3 per class; none of eel",
+        "  test        6 images, 3 per class; none of eel",
+        "  left out, .txt files: 1 (train/eel/notes.txt)",
     ]
     record = Source(f"folder:{root}", str(tmp_path / "data"), "stop").record()
     assert record["images"]["train"] == {"cat": 3, "dog": 3, "eel": 4}
-    assert record["ignored"] == {"files .txt": ["train/eel/notes.txt"]} and record["skipped"] == {}
+    assert record["ignored"] == {".txt files": ["train/eel/notes.txt"]} and record["skipped"] == {}
     _, out, _ = train(many(tmp_path / "other", "cat", "dog"))
-    assert out.count("a class, carved out of train") == 2
+    assert out.count("per class, taken from train") == 2

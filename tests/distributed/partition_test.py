@@ -173,7 +173,7 @@ def test_a_checkpoint_of_one_mesh_restores_on_another_bit_for_bit(results, where
 
 def test_what_is_refused(monkeypatch):
     monkeypatch.setattr("jax.device_count", lambda: 8)
-    with pytest.raises(UserError, match="batch size 12 is no multiple of the 8 devices"):
+    with pytest.raises(UserError, match="batch size 12 is not a multiple of the 8 devices"):
         partition.create_mesh(12)
     with pytest.raises(UserError, match="config.fsdp=3 does not divide the 8 devices"):
         partition.create_mesh(16, 3)

@@ -78,7 +78,7 @@ def test_a_signal_while_the_step_is_compiled(flags, tmp_path, record_property, n
     output, _ = process.communicate(timeout=120)
     conftest.record_told(record_property, process.returncode, output)
     assert process.returncode == code and "Traceback" not in output, output
-    assert f"{numbers[0].name}: finishes this step and saves; a second signal ends at once" in output
+    assert f"{numbers[0].name}: the run saves after this step and stops; a second signal ends it at once" in output
     assert bool(faults.steps(tmp_path / "run")) == (code == 0)
     assert ("saved; the same command goes on from there" in output) == (code == 0)
 

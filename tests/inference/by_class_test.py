@@ -116,9 +116,9 @@ def test_who_has_learned_nothing_is_told_in_words():
     assert 'is "no. 3" for every image' in diagnosed(labels, np.full(100, 3), 1.0, 10)
     few = [0] * 60 + [1] * 40
     worse = diagnosed(few, [0] * 59 + [1] + [0] * 40, 0.6, 2)
-    assert 'right in 0.5900 of the images; to answer always "no. 0" would be in 0.6000' in worse
+    assert 'top-1 is 0.5900. Always answering "no. 0" gives 0.6000' in worse
     half_right = np.where(np.arange(100) < 13, labels, (labels + 1) % 10)
-    assert "2.290, still about that of guessing, log(10) = 2.303" in diagnosed(labels, half_right, 2.29, 10)
+    assert "2.290. Guessing gives log(10) = 2.303" in diagnosed(labels, half_right, 2.29, 10)
     assert diagnosed(labels, half_right, 1.5, 10) is None
     assert diagnosed(labels, labels, 2.29, 10) is None  # right, though not sure
     assert diagnosed([1] * 9, [1] * 9, 0.1, 2) is None  # of one class nothing can be told

@@ -231,7 +231,7 @@ def test_a_name_that_is_no_utf8(predict, static_workdir, digits, tmp_path, monke
     path.write_bytes(b"no image")
     rows, err = predict(static_workdir, given(), digits[0][0], code=2)
     assert [row["file"] for row in rows] == [digits[0][0]]
-    assert err[-2] == f"basisnet: {shown} is no readable image (of no known format)"
+    assert err[-2] == f"basisnet: {shown} is not a readable image (unknown format)"
 
 
 def broken_jpeg(path):
@@ -247,7 +247,7 @@ BAD = {
     "a link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
     "an empty folder": (lambda path: path.mkdir(), "a folder without images"),
     "zeros in a JPEG": (broken_jpeg, "jpeg::Uncompress failed. Invalid JPEG data or crop window."),
-    "no image": (lambda path: path.write_bytes(b"no image"), "of no known format"),
+    "no image": (lambda path: path.write_bytes(b"no image"), "unknown format"),
     "nothing": (lambda path: None, "No such file or directory"),
 }
 
@@ -261,7 +261,7 @@ def test_no_file_is_lost_behind_a_bad_one(predict, workdir, digits, tmp_path, ho
     rows, err = predict(workdir, paths[0], bad, *paths[1:], code=2)
     assert [row["file"] for row in rows] == paths
     assert err[-2:] == [
-        rf"basisnet: {tmp_path}/a\nb.jpg is no readable image ({reason})",
+        rf"basisnet: {tmp_path}/a\nb.jpg is not a readable image ({reason})",
         f"basisnet: 1 of {len(paths) + 1} files could not be read",
     ]
 
@@ -288,7 +288,7 @@ def test_folders_that_may_not_be_listed_and_links(predict, workdir, digits, tmp_
     rows, err = predict(workdir, tmp_path / "in", code=2)
     assert [row["file"] for row in rows] == [f"{tmp_path}/in/{name}" for name in ("a/1.png", "more/3.png", "z.png")]
     assert err[-2:] == [
-        f"basisnet: {tmp_path}/in/b is no readable image (Permission denied)",
+        f"basisnet: {tmp_path}/in/b is not a readable image (Permission denied)",
         "basisnet: 1 of 4 files could not be read",
     ]
 

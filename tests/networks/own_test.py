@@ -49,6 +49,10 @@ def number(num_classes, rngs):
     return 3
 
 
+def needs(num_classes, rngs, features, *, depth):
+    return Small(num_classes, 1, rngs, features=features)
+
+
 def no_classes(rngs):
     return Small(3, 1, rngs)
 
@@ -142,17 +146,21 @@ def test_what_is_given_is_what_the_factory_gets(folder):
             ["network.name=absent_:f"],
             "module 'absent_' is neither installed nor in .*; expected PACKAGE.MODULE:FACTORY",
         ),
-        (["network.name=MINE:wied"], "has no callable 'wied'; did you mean wide"),
+        (["network.name=MINE:wied"], "has no callable 'wied'; did you mean MINE:wide"),
         (["network.name=MINE:static", "network.depth=3"], "takes num_classes, rngs, width; depth=3 given"),
-        (["network.name=MINE:static", "dtype=bfloat16"], "takes no dtype, .*; bfloat16 given"),
+        (["network.name=MINE:static", "dtype=bfloat16"], "takes no dtype; config.dtype=bfloat16 given"),
         (["network.name=MINE:no_classes"], "takes rngs; num_classes=10 given"),
-        (["network.name=MINE:number"], "is int, expected an nnx.Module"),
+        (["network.name=MINE:number"], "returned int, expected an nnx.Module"),
+        (
+            ["network.name=MINE:needs"],
+            "needs features, depth; give config.network.features, or config.preview.features",
+        ),
         (["network.name=MINE:anything", "network.features=x"], r"MINE:anything', line \d+ of .*: TypeError"),
         (["network.name=MINE:anything", "network.more=1"], r"gives \(1, 11\) for an image of .*, expected \(1, 10\)"),
         (["network.name=MINE:Fails"], r"line \d+ of .*: AttributeError: 'Fails' object has no attribute 'hed'"),
         (
             ["network.name=MINE:static", "network.rngs=1"],
-            "config.network.rngs=1 is no field of a network, set config.seed",
+            "config.network.rngs=1 is not a field of a network, set config.seed",
         ),
         (["network.name=MINE:static", "batch_norm_groups=2"], "network/norm is an nnx.BatchNorm, which has no groups"),
         (["network.name=MINE:static", "model=basisnet", "basis.layers=x"], "config.basis, .* no layer of the network"),

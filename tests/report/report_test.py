@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_evaluation_and_calibration(calibrated, capsys)
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", content)]
     for of in evaluation["classes"]:
         shares = (of[f"{head}{name}"] for head in by_class.HEADS.values() for name in ("precision", "recall"))
-        cells = ["" if share is None else page.percent(share, 1) for share in shares]
+        cells = ["-" if share is None else page.percent(share, 1) for share in shares]
         assert [html.escape(of["class"]), f"{of['count']}", *cells] in rows
     for name in ("loss", "preview_loss"):
         assert f"{evaluation[name]:.4f}" in text

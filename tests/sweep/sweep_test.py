@@ -117,7 +117,7 @@ def fake(monkeypatch):
         ([{"seed": 1}, {"config.seed": 1}], {}, ["the same run twice: seed=1 and seed=1"]),
         ([{"seed": 0}, {"bases": 2, "seed": 0}], {}, ["the same run twice: seed=0 and bases=2,seed=0"]),
         (["seed=1"], {}, ["'seed=1'", "expected a dict"]),
-        ([{"seed": 0}], {"CONFIG": 3}, ["is no sweep file", "CONFIG", "sweep()"]),
+        ([{"seed": 0}], {"CONFIG": 3}, ["is not a sweep file", "CONFIG", "sweep()"]),
         ([{"seed": 0}], {"CONFIG": "none.py"}, ["config file 'none.py' does not exist"]),
         ([{"seed": 0}], {"sweep": 1, "CONFIG": "undefined"}, ["does not exist"]),
         ([{"config.dataset": "digit"}], {}, ["'digit'", "digits"]),
@@ -139,7 +139,7 @@ def test_mistakes_on_the_command_line(write, fails, tmp_path):
         [f"--sweep={tmp_path}/broken.py", flags[1]]
     )
     (tmp_path / "broken.py").write_text("CONFIG = 'digits.py'\n")
-    assert "is no sweep file" in fails([f"--sweep={tmp_path}/broken.py", flags[1]])
+    assert "is not a sweep file" in fails([f"--sweep={tmp_path}/broken.py", flags[1]])
     (tmp_path / "file").touch()
     assert "Not a directory" in fails([flags[0], f"--workdir={tmp_path}/file/all"])
 
