@@ -113,6 +113,7 @@ def test_images_are_prepared_as_the_pipeline_does(method, shape, channels, size,
         seen(image.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_a_run_read_back_predicts_what_the_command_does(tiny, data_dir, make_run, tmp_path, capsys):
     workdir = make_run(tiny(data_dir=data_dir, eval_crop=0.8), tmp_path / "run")
     (tmp_path / "run" / "classes.json").write_text(json.dumps([f"digit {i}" for i in range(10)]))
@@ -143,6 +144,7 @@ def test_a_run_read_back_predicts_what_the_command_does(tiny, data_dir, make_run
     np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_places_that_hold_no_model(tmp_path, tiny, make_run):
     with pytest.raises(UserError, match="neither config.json nor model.json"):
         bnj.load(tmp_path)
@@ -271,6 +273,7 @@ def examples(n=48, shape=(32, 32, 3)):
     return {"image": images.astype(np.uint8), "label": labels}
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own():
     model, data = small(), examples()
     optimizer = nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)
@@ -331,6 +334,7 @@ def test_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert bnj.fit(parts, batches_from, 8, workdir=tmp_path / "parts", warmup_steps=2, **options) == report
 
 
+@pytest.mark.slow
 def test_fit_takes_iterables_and_refuses_what_is_no_batch():
     model = small()
     data = examples(16)

@@ -33,6 +33,7 @@ def images(batch=4):
     return jax.random.normal(jax.random.key(0), (batch, 16, 16, 3))
 
 
+@pytest.mark.slow
 def test_a_block_routes_all_its_layers_by_its_own_input():
     """CondConv, by hand: sigmoid(linear(mean of the block's input)), the plain block of each example's own kernels."""
     unit = routed().units()["stages/1/0"]
@@ -66,6 +67,7 @@ def test_a_layer_routes_itself():
         np.testing.assert_allclose(y[b], plain(x[b : b + 1])[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_linear_layer_routes_itself():
     model = baselines.routed(
         basis.with_bases(network(), N, where=basis.matching("classifier"), rngs=nnx.Rngs(0)),

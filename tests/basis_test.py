@@ -110,6 +110,7 @@ def test_synthesize_equals_the_basis_network(bases, images, coefficients):
         np.testing.assert_allclose(plain(images[b : b + 1])[0], together[b], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_the_plain_networks(bases, images, coefficients):
     graph, params, rest = nnx.split(bases, nnx.Param, ...)
 

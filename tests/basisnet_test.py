@@ -21,6 +21,7 @@ def images():
     return jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 
 
+@pytest.mark.slow
 def test_outputs_and_the_two_stages_apart(model, images):
     model.eval()
     outputs = model(images)
@@ -116,6 +117,7 @@ def test_bases_that_are_copies_start_as_the_static_network_of_that_seed(tiny, im
         assert not np.allclose(logits(**{**copies, **other}), static, rtol=0.01, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_float32_coefficients(tiny, images):
     model = models.create(tiny(dtype="bfloat16"))
     model.eval()

@@ -308,6 +308,7 @@ def test_the_preview_changes_with_the_size_of_the_images(config, fields, sizes, 
     assert (found.image_size, found.preview.image_size) == (96, 69)
 
 
+@pytest.mark.slow
 def test_a_preview_of_more_pixels_than_the_image(fails, make_run, tiny, data_dir, tmp_path):
     """Is refused, but not in the workdir of a run that has one already."""
     line = "config.preview.image_size=33, expected at most config.image_size=32"
@@ -387,6 +388,7 @@ def test_madds_with_the_classes_of_the_dataset(capsys, data_dir):
     assert printed[0] == printed[1]
 
 
+@pytest.mark.slow
 def test_paths_are_told_and_can_be_chosen(capsys):
     def paths(*flags):
         assert cli.main(["madds", CONFIG, "--json", *flags]) == 0

@@ -22,6 +22,7 @@ def then(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_old_runs_and_exports_answer_as_they_did(then):
     with np.load(then / "answers.npz") as answers:
         expected = dict(answers)

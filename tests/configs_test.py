@@ -71,7 +71,6 @@ STEPS = {
     ("imagenet_dy_mv2", ""): 2,
     ("imagenet_dy_mv3", ""): 1,
     ("cifar", "model=basisnet,classes=100"): 1,
-    ("cifar", "model=static"): 2,
     ("fashion_mnist", "model=basisnet"): 1,
     ("fashion_mnist", "model=static"): 1,
     ("fashion_mnist", "model=condconv"): 1,

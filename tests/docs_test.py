@@ -91,6 +91,7 @@ def test_links_and_paths_lead_somewhere():
     assert not missing
 
 
+@pytest.mark.slow
 def test_examples_of_the_public_names_hold():
     failed = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -162,6 +162,7 @@ def traced(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 def test_any_number_of_undecided_images_compiles_nothing_anew(model, images, both, traced):
     two_stage = early_exit.TwoStage(model, early_exit.Rule(), 16, prepare)
     assert two_stage.sizes == [2, 4, 6, 8, 10, 12, 14, 16]

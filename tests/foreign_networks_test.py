@@ -89,6 +89,7 @@ def where(kind):
     return basis.matching("attention/.*|mlp/.*") if kind is Attends else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
 def test_a_network_of_ones_own(kind):
     names, cost, mixing = NETWORKS[kind]
@@ -162,6 +163,7 @@ def test_a_network_is_told_whether_it_trains():
         functions.evaluate(functions.params, functions.batch_stats, IMAGES)
 
 
+@pytest.mark.slow
 def test_dropout_of_a_network_that_takes_rngs_follows_the_key():
     model = bnj.BasisNet(bnj.with_bases(Attends(nnx.Rngs(0)), N), Attends(nnx.Rngs(1)))
     for of in (model, Attends(nnx.Rngs(0))):

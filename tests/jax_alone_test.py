@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 
+import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
@@ -50,6 +51,7 @@ def closure(names):
     return found.values()
 
 
+@pytest.mark.slow
 def test_three_steps_in_an_environment_without_the_rest(tmp_path):
     """A new environment with links to the packages that are installed here, and the package without dependencies."""
     venv.create(tmp_path / "venv")

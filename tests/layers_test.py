@@ -160,6 +160,7 @@ def test_the_axis_of_metadata_grows_with_the_kernel():
         assert again.get_metadata() == plain.kernel.get_metadata() and again.shape == (5, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conv", "linear", "subclass", "general"])
 def test_more_axes_and_rows_before_an_examples_own(kind):
     """Video [B, T, H, W, C], windows [B * P, H, W, C], and both at once."""
@@ -248,6 +249,7 @@ def test_what_cannot_be_told_apart_is_refused():
             jax.vmap(inside)(jnp.zeros((4, 8, 5)))  # 8 tokens, or 2 rows for each example?
 
 
+@pytest.mark.slow
 def test_cells_of_recurrent_networks():
     class Recurrent(nnx.Module):
         def __init__(self, rngs):

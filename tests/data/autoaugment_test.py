@@ -178,6 +178,7 @@ def augmented(image, seeds, policy, **kwargs):
     return list(ds.as_numpy_iterator())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy, channels", [("imagenet", 3), ("cifar10", 1), ("randaugment", 1), ("randaugment", 3)])
 def test_a_policy_is_a_function_of_the_seed(policy, channels):
     image = IMAGES["china"][:40, :48, :channels]

@@ -81,6 +81,7 @@ def test_training_crops_are_random_and_reproducible(config):
     assert np.abs(full["image"].astype(float) - whole["image"]).mean() < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["imagenet", "cifar10", "randaugment"])
 def test_policies_and_erasing_are_wired(config, policy):
     plain = next(pipeline.open(config).train_batches())

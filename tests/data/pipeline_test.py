@@ -73,6 +73,7 @@ def test_batches_have_the_documented_types(config):
     assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32 and batch["mask"].dtype == bool
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_what_it_would_have_seen(config, reading):
     data = pipeline.open(config)
     assert data.steps_per_epoch() == 3  # step 3 begins the second epoch, step 6 the third

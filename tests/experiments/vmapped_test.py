@@ -129,6 +129,7 @@ def sweep():
 """
 
 
+@pytest.mark.slow
 def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsys):
     """Every image of each split once, whatever the batch size, and beside it what the teacher says of that image."""
     monkeypatch.setattr(prepare, "ROOT", tmp_path)

@@ -106,6 +106,7 @@ def predict(capsys):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_answers_as_jax_does(format, exported, workdir, files, predict):
     expected, _ = predict(f"--workdir={workdir}", files)
@@ -287,6 +288,7 @@ def test_models_of_one_stage(model, make_run, tiny, data_dir, files, tmp_path, p
         assert manifest_of(tmp_path / format)["verification"]["top1"] is None  # these images have no labels
 
 
+@pytest.mark.slow
 def test_folding_batch_norm_changes_nothing(config, images):
     model = models.create(config)
     model.eval()
@@ -416,6 +418,7 @@ def test_weights_of_another_network(exported, files, predict, tmp_path):
             basisnet_jax.load(str(other))
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_odd_outputs(workdir, small_disk, capsys):
     disk = small_disk("16k")
     for format in ("stablehlo", "safetensors", "saved_model"):

@@ -30,6 +30,7 @@ def per_example(config, eval_batch_size):
     return run(functions.params, functions.batch_stats, pipeline.open(config).eval_batches("test"))
 
 
+@pytest.mark.slow
 def test_padded_evaluation_equals_unpadded(config):
     whole, padded = per_example(config, 360), per_example(config, 77)
     assert whole.keys() == padded.keys()
@@ -41,6 +42,7 @@ def test_padded_evaluation_equals_unpadded(config):
     assert summary["top1"] == pytest.approx(np.mean(whole["top1"], dtype=np.float64), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_results_by_class_are_exact_whatever_the_batches(config, make_run, tmp_path):
     """By scikit-learn, from what the model itself answers, all images at once."""
     config = config.copy_and_resolve_references()

@@ -83,6 +83,7 @@ def test_a_file_is_seen_as_evaluation_sees_it(config, digits):
     np.testing.assert_array_equal(seen, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "stage"), [(0, "preview"), (1.1, "specialist")])
 def test_the_answer_is_that_of_evaluation(predict, workdir, digits, threshold, stage):
     paths, images = digits
@@ -312,6 +313,7 @@ def test_csv(predict, workdir, digits, capsys):
         assert {**read, "confidence": float(read["confidence"]), "madds": int(read["madds"])} == row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0, 1.1])
 def test_the_best_classes(predict, workdir, digits, capsys, threshold):
     paths, images = digits

@@ -21,6 +21,7 @@ def by_definition(x, scale, bias, activation):
     return activation((x - mean) / jnp.sqrt(var + EPSILON) * scale + bias), (mean, var)
 
 
+@pytest.mark.slow
 # The larger ones are summed some rows at a time on CPU: all rows at once would exceed what is summed at once.
 @pytest.mark.parametrize("shape", [(1, 4, 6, 5, 3), (2, 3, 4, 4, 5), (2, 4, 12, 64, 64), (1, 2, 7, 300, 64), (1, 9, 4)])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

@@ -27,6 +27,7 @@ PEERS = {
     "tf_efficientnet_b0": ("efficientnet_b0", "tensorflow"),
     "tf_efficientnet_lite0": ("efficientnet_lite0", "tensorflow"),
 }
+TRAINED = ("mobilenetv2_100", "tf_mobilenetv3_large_100", "tf_efficientnet_b0")  # also compared in training mode
 
 
 def peer(name, seed=0, **kwargs):
@@ -80,6 +81,8 @@ def test_logits_and_batch_statistics(name):
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(run(network, jnp.asarray(images)), expected, atol=1e-4)
 
+    if name not in TRAINED:
+        return
     # Training mode, at a batch norm whose inputs are the same: the stem's output and its updated statistics ...
     network.train()
     model.train()

@@ -81,6 +81,7 @@ def calibrated(workdir, tmp_path_factory):
     return str(copy), *(json.loads((copy / name).read_text()) for name in ("evaluation.json", "early_exit.json"))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_evaluation_and_calibration(calibrated, capsys):
     workdir, evaluation, calibration = calibrated
     content = shown(workdir, capsys)
@@ -109,6 +110,7 @@ def test_the_numbers_are_those_of_evaluation_and_calibration(calibrated, capsys)
     assert stopped == round(early["share"] * evaluation["num_examples"])
 
 
+@pytest.mark.slow
 def test_one_page_with_all_in_it(workdir, capsys):
     content = shown(workdir, capsys, "--images=50")
     assert set(re.findall(r'(?:src|srcset|data|action)="([^":]+:)', content)) == {"data:"}
@@ -128,6 +130,7 @@ def test_one_page_with_all_in_it(workdir, capsys):
     assert anchors and all(f'<section id="{anchor}">' in content for anchor in anchors)
 
 
+@pytest.mark.slow
 def test_names_stay_text(workdir, capsys):
     content = shown(workdir, capsys)
     assert "<b>" not in content and html.escape(NAMES[0]) in content
@@ -159,6 +162,7 @@ def test_what_is_not_there_is_left_out_or_told(workdir, make_run, tiny, data_dir
     assert "Coefficients" in sections(content) and "Early termination" not in sections(content)
 
 
+@pytest.mark.slow
 def test_another_split_and_a_limit(workdir, capsys):
     content = shown(workdir, capsys, "--split=validation[:40]", "--images=7")
     text = text_of(content)

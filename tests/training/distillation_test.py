@@ -134,6 +134,7 @@ def config_like(config, **fields):
     return config
 
 
+@pytest.mark.slow
 def test_mixed_images_get_mixed_predictions(config):
     """With mixup, what is read from disk is mixed like the labels: a teacher that knows the labels changes nothing."""
     config.update(label_smoothing=0.0)

@@ -118,6 +118,7 @@ def last_line(capsys) -> str:
     return capsys.readouterr().err.splitlines()[-1]  # before it, on some runs, the progress
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(finished, flags):
     config = json.loads((finished / "config.json").read_text())
     assert config == config_of(flags).to_dict() and config["batch_size"] == 128
@@ -221,6 +222,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, flags, tmp_pa
     assert evaluation(workdir) == evaluation(finished)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(copy, flags, capsys):
     before = file_times(copy)
     assert cli.main(["train", *flags, f"--workdir={copy}"]) == 0
@@ -238,6 +240,7 @@ def test_a_finished_run_is_not_trained_again(copy, flags, capsys):
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_field_existed(copy, flags, capsys):
     config = json.loads((copy / "config.json").read_text())
     del config["accumulate"], config["augment"]["erasing"]
@@ -336,6 +339,7 @@ def one_step(config, tx=None):
     return lambda state, batch: train_step(state, batch, jax.random.key(config.seed)), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["basisnet", "static"])
 def test_steps_on_one_batch_lower_its_loss(flags, batch, model):
     config = config_of(flags, f"model={model}", "ema_decay=0.15")

@@ -105,6 +105,7 @@ def test_joint_loss_is_the_weighted_sum(tiny):
     assert set(parts) == {"final_loss"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])
 def test_even_copies_train_as_the_static_network(tiny, name):
     """Step by step, whatever the number of bases: a learning rate that suits one suits the other."""
