@@ -217,6 +217,7 @@ def own(network, preview=None, **options):
     return bnj.BasisNet(bnj.with_bases(network(rngs), 2), (preview or network)(rngs), rngs=rngs, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "shape", "options"),
     [

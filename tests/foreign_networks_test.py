@@ -133,6 +133,7 @@ def test_a_network_of_ones_own(kind):
         assert sum(moved) >= 0.9 * len(moved)  # of parameters all but attention's biases of the keys, of statistics all
 
 
+@pytest.mark.slow
 def test_a_network_is_told_whether_it_trains():
     """By `train()` and `eval()`, by a keyword, by position, and in the functional form that the library trains."""
     model = bnj.BasisNet(bnj.with_bases(Unet(nnx.Rngs(0)), N), Unet(nnx.Rngs(1)))

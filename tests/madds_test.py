@@ -70,6 +70,7 @@ def flops(function, *args):
     )  # a new function: no cached trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PINNED if name[-2:] not in ("b1", "b2")])  # they are b0, deeper
 def test_against_xla(name, monkeypatch):
     """XLA's FLOPs of the network less those of the same network whose convolutions and matrix products cost nothing.

@@ -188,6 +188,7 @@ def test_a_policy_is_a_function_of_the_seed(policy, channels):
     assert len({result.tobytes() for result in results}) > 10
 
 
+@pytest.mark.slow
 def test_a_policy_draws_its_rows_evenly_and_its_steps_by_their_probability(monkeypatch):
     certain = tuple((autoaugment.Step("Solarize", 1.0, i), autoaugment.Step("Invert", 0.25, 0)) for i in range(4))
     monkeypatch.setitem(autoaugment._POLICIES, "test", (certain, autoaugment.IMAGENET_SCALE))

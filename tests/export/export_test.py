@@ -136,6 +136,7 @@ def test_other_criteria_and_paddings(rule, make_run, tiny, files, images, tmp_pa
             assert row["confidence"] == pytest.approx(like["confidence"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_model_json_says(format, exported, workdir, config):
     manifest = manifest_of(exported(f"--format={format}"))
@@ -199,6 +200,7 @@ def test_smaller_weights_cost_accuracy_that_is_measured(make_run, tiny, data_dir
     assert differences[0] < 1e-4 < differences[1] < 1e-2 and differences[1] < differences[2] < 0.2
 
 
+@pytest.mark.slow
 def test_bases_that_are_stored_for_one_scale_are_the_same(config, images):
     """Each output channel has the largest magnitude 1, of which int8 is a fixed fraction."""
     model, seen, rule = models.create(config), preprocess.of(config), early_exit.Rule()

@@ -114,6 +114,7 @@ def check_on_two_devices(batch: int, by_hand: bool = False) -> list[int]:
     return shares
 
 
+@pytest.mark.slow
 def test_gradients_of_the_path_under_checkpoint():
     x, kernels, dy = normal(0, 128, 4, 3, 8), normal(1, 128, 3, 3, 1, 8), normal(2, 128, 4, 3, 8)
     gradients = []
