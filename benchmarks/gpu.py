@@ -47,6 +47,7 @@ import optax
 import synthesis
 from basisnet_jax.configs import imagenet_basisnet_mv3, imagenet_condconv_efficientnet_b0, imagenet_static
 from flax import nnx
+from gpu_pytorch import MOMENTUM, PEERS, RATE, of_pytorch, timm, torch
 from jax import lax
 from preview_and_static import PreviewAndStatic
 
@@ -54,18 +55,10 @@ from basisnet_jax import models, preprocess
 from basisnet_jax.ops import conv
 from basisnet_jax.training.step import build_step
 
-try:
-    import timm
-    import torch
-except (ImportError, OSError):  # OSError: its libraries do not go with the card's
-    timm = torch = None
-
 BEGAN = time.monotonic()
 LIMIT = 1e-3  # of a path's relative error
-RATE, MOMENTUM = 1e-3, 0.9
 REFERENCE = "preview + static"
 NETWORKS = (REFERENCE, "BasisNet", "CondConv", "static")  # of those that need no other, the largest programs first
-PEERS = {"static": "mobilenetv3_large_100", "CondConv": "tf_efficientnet_cc_b0_8e"}
 SHAPES = {  # (x, [*window, I / groups, O], stride)
     "1x1": ((4, 14, 14, 24), (1, 1, 24, 40), 1),
     "depthwise 3x3": ((4, 15, 15, 16), (3, 3, 1, 16), 1),
@@ -236,44 +229,12 @@ def speed(job: Job, kind: str, entry: dict, reference: float | None, turns: int,
     return [row | memory(program)]
 
 
-def of_pytorch(job: Job, training: bool, side: int, steps: int, by_compiler: bool):
-    """A function that runs the peer so many times and returns when they are done."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = job.network != "CondConv"  # trials of grouped convolutions may take very long
-    torch.manual_seed(0)
-    layout = dict(memory_format=torch.channels_last)
-    model = timm.create_model(PEERS[job.network], drop_rate=0.0, drop_path_rate=0.0).to(device, **layout)
-    model = model.train(training)
-    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
-    model = torch.compile(model) if by_compiler else model
-    images = torch.randn(job.images, 3, side, side, device=device).contiguous(**layout)
-    labels = torch.randint(1000, (job.images,), device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-
-    def forward():
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-            for _ in range(steps):
-                model(images)
-        wait()
-
-    def step():
-        for _ in range(steps):
-            optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16):
-                loss = torch.nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
-            optimizer.step()
-        wait()
-
-    return step if training else forward
-
-
 def against_pytorch(job: Job, kind: str, entry: dict, by_compiler: bool, turns: int, steps: int) -> list[dict]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     (program, seconds), side = entry[kind].result(), entry["inputs"][1]["image"].shape[1]
-    theirs = of_pytorch(job, kind == "step", side, steps, by_compiler)
+    theirs = of_pytorch(job.network, job.images, kind == "step", side, steps, by_compiler)
     name = f"{named(job, kind)}, {PEERS[job.network]}{', torch.compile' if by_compiler else ''}"
     row = measure.compare(name, runner(entry, kind, steps), theirs, turns, steps)
     row |= {"images_s": 1000 * job.images / row["ours_ms"], "compile_s": seconds} | memory(program)

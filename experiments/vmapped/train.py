@@ -25,13 +25,13 @@ from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
+import augmentation
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.scipy.ndimage import map_coordinates
 
 from basisnet_jax import coefficients, early_exit, models, preprocess
 from basisnet_jax.errors import UserError
@@ -173,7 +173,7 @@ def programs(runs: list[dict], num: int, data: dict) -> tuple:
 
     def one_step(state, batch, rates, keys):
         image_key, step_key = jax.random.split(jax.random.fold_in(keys[1], state.step))
-        batch = {**batch, "image": augmented(batch["image"], image_key, config.augment)}
+        batch = {**batch, "image": augmentation.augmented(batch["image"], image_key, config.augment)}
         return make_train_step(config, functions, transformation(rates), temperature)(state, batch, step_key)
 
     @partial(jax.jit, donate_argnums=0)
@@ -266,31 +266,6 @@ def as_products(lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimensio
         return shifted_sum(lhs, rhs[None, :, :, 0], tuple(strides), pads, dilation)
     patches = jnp.concatenate([*windows.slices(windows.pad(lhs, pads), window, strides, dilation)], axis=-1)
     return jnp.matmul(patches, rhs.reshape(-1, rhs.shape[-1]))
-
-
-def augmented(images: jax.Array, key: jax.Array, amounts) -> jax.Array:
-    """uint8 [B, H, W, C] as `augment.affine` and `random_flip` change them; float32."""
-    images = images.astype(jnp.float32)
-    affine_key, flip_key = jax.random.split(key)
-    if amounts.shift or amounts.rotation or amounts.zoom:
-        draws = jax.random.uniform(affine_key, (len(images), 4), minval=-1.0, maxval=1.0)
-        images = jax.vmap(partial(affine, amounts=amounts))(images, draws)
-    if amounts.flip:
-        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
-        images = jnp.where(flipped, images[:, :, ::-1], images)
-    return images
-
-
-def affine(image: jax.Array, draw: jax.Array, amounts) -> jax.Array:
-    """float [H, W, C] rotated, zoomed and shifted, bilinearly, by the fractions `draw` [4] of the greatest amounts."""
-    height, width, _ = image.shape
-    centre = jnp.array([(width - 1) / 2, (height - 1) / 2])
-    angle, scale = draw[0] * jnp.deg2rad(amounts.rotation), 1 + draw[1] * amounts.zoom
-    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    to = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)))  # x, y of every new pixel
-    x, y = to - (centre + draw[2:] * amounts.shift * jnp.array([width, height]))[:, None, None]
-    old = [centre[1] + cos * y - sin * x, centre[0] + cos * x + sin * y]
-    return jax.vmap(partial(map_coordinates, coordinates=old, order=1), in_axes=-1, out_axes=-1)(image)
 
 
 def answers_of(look, final, params, batch_stats, images, labels, keys, controls: bool) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ from basisnet_jax.training import distillation
 
 sys.path.insert(0, str(conftest.ROOT / "experiments" / "vmapped"))
 
+import augmentation
 import collect
 import prepare
 import train
@@ -44,17 +45,17 @@ def test_images_are_shifted_rotated_and_zoomed_as_the_pipeline_does(amounts):
         seed = tf.constant([1, seed])
         draw = tf.random.stateless_uniform([4], seed, -1.0, 1.0).numpy()
         expected = augment.affine(tf.constant(image), seed, **amounts).numpy()
-        found = train.affine(jnp.asarray(image), jnp.asarray(draw), ml_collections.ConfigDict(amounts))
+        found = augmentation.affine(jnp.asarray(image), jnp.asarray(draw), ml_collections.ConfigDict(amounts))
         np.testing.assert_allclose(found, expected, atol=1e-2)
 
 
 def test_each_image_is_changed_otherwise():
     image = np.random.default_rng(0).uniform(0, 255, (1, 8, 8, 1)).astype(np.float32)
     amounts = ml_collections.ConfigDict({"shift": 0.2, "rotation": 0.0, "zoom": 0.0, "flip": True})
-    several = train.augmented(jnp.asarray(image.repeat(64, 0), jnp.uint8), jax.random.key(0), amounts)
+    several = augmentation.augmented(jnp.asarray(image.repeat(64, 0), jnp.uint8), jax.random.key(0), amounts)
     assert len(np.unique(np.asarray(several).reshape(64, -1), axis=0)) == 64
     amounts.shift = 0.0
-    unshifted = np.asarray(train.augmented(jnp.asarray(image.repeat(64, 0)), jax.random.key(0), amounts))
+    unshifted = np.asarray(augmentation.augmented(jnp.asarray(image.repeat(64, 0)), jax.random.key(0), amounts))
     flipped = np.isclose(unshifted, image[:, :, ::-1]).all(axis=(1, 2, 3))
     assert 16 < flipped.sum() < 48 and np.isclose(unshifted, image).all(axis=(1, 2, 3)).sum() == 64 - flipped.sum()
 
