@@ -32,7 +32,7 @@ FORMATS = {
     "stablehlo": stablehlo,
     "safetensors": safetensors,
 }
-ONE_THREAD = ("tflite", "onnx")  # whose runtimes can be told to take no more; XLA's and TensorFlow's cannot, once begun
+ONE_THREAD = ("tflite", "onnx")  # whose runtimes can be told to take no more
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": 0.2}  # by precision, relative to the largest logit
 PREPROCESSING = (
     "image_size",
@@ -94,7 +94,7 @@ def export(
             )
         written = files.checksums(folder)
         sizes = {name: (folder / name).stat().st_size for name in written}
-        measured |= {"threads": threads.get("threads"), "tolerance": tolerance, "bytes": sizes}
+        measured |= {"one_core": measured["one_core"] or bool(threads), "tolerance": tolerance, "bytes": sizes}
         manifest |= {"verification": measured, "files": written}
         files.write_json(folder / "model.json", manifest)
     return manifest
@@ -262,7 +262,7 @@ def table(manifest: dict) -> str:
     same = f"{found['same_labels']} of {found['num_images']} images get the label that JAX gives"
     if found["top1"] is not None:
         same += f"; top-1 {found['top1']:.4f}, JAX {found['top1_jax']:.4f}"
-    cores = "one thread" if found["threads"] == 1 else "all cores"
+    cores = "one core" if found["one_core"] else "all cores"
     lines += [same, f"ms: the median of {verify.CALLS} calls on {cores}"]
     if "weight_bytes" in manifest:
         sizes = (f"{name} {size / 2**20:.2f} MiB" for name, size in manifest["weight_bytes"].items())

@@ -1,7 +1,9 @@
 """An export run on real images, compared with JAX: differences, labels, accuracy, time."""
 
+import contextlib
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +72,7 @@ def compare(
         "top1_jax": None if labels is None else float(np.mean(label_jax == labels)),
         "stopped": float(np.mean(rule.stops(found["preview"]["confidence"]))) if two_stages else None,
         "latency_ms": latencies(functions, found, images[:1]),
+        "one_core": hasattr(os, "sched_setaffinity"),
     }
 
 
@@ -119,14 +122,38 @@ def largest_difference(found: dict[str, np.ndarray], expected: dict[str, np.ndar
 
 
 def latencies(functions: dict[str, Callable], found: dict, image: np.ndarray) -> dict[str, float]:
-    """Median milliseconds of each function for one image; of "model", by the branch that this image takes."""
+    """Median milliseconds of each function for one image, on one core where the system can keep them there.
+
+    That of "model" is of the branch that this image takes.
+    """
     coefficients = {"specialist": [found["preview"]["coefficients"][:1]]} if "preview" in found else {}
     medians = {}
     for name, function in functions.items():
         times = []
-        for _ in range(CALLS):
-            begin = time.perf_counter()
-            jax.block_until_ready(function(image, *coefficients.get(name, [])))
-            times.append(time.perf_counter() - begin)
+        with on_one_core():
+            for _ in range(CALLS):
+                begin = time.perf_counter()
+                jax.block_until_ready(function(image, *coefficients.get(name, [])))
+                times.append(time.perf_counter() - begin)
         medians[name] = 1000 * float(np.median(times))
     return medians
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Inside, on Linux, all threads of this process share one core: XLA and TensorFlow keep theirs once they run."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+
+    def keep_to(some: set[int]) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setaffinity(int(thread), some)
+
+    try:
+        keep_to({min(cores)})
+        yield
+    finally:
+        keep_to(cores)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
 
@@ -16,7 +17,7 @@ import basisnet_jax
 from basisnet_jax import basis, cli, early_exit, export, models, preprocess
 from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
-from basisnet_jax.export import onnx, stages
+from basisnet_jax.export import onnx, stages, verify
 from basisnet_jax.export.stages import folded as fold
 from basisnet_jax.networks import batch_norm
 from basisnet_jax.training import initial_weights
@@ -153,6 +154,14 @@ def test_what_model_json_says(format, exported, workdir, config):
     assert all(time > 0 for time in found["latency_ms"].values()) and sum(found["bytes"].values()) > 10_000
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot keep threads on a core")
+def test_latencies_are_of_one_core():
+    cores, allowed = os.sched_getaffinity(0), []
+    verify.latencies({"network": lambda image: allowed.append(os.sched_getaffinity(0))}, {}, np.zeros(1))
+    assert all(len(some) == 1 for some in allowed) and len(allowed) == verify.CALLS
+    assert os.sched_getaffinity(0) == cores
+
+
 @pytest.fixture(scope="module")
 def large(make_run, tiny, data_dir, tmp_path_factory):
     """A run of a larger network."""
@@ -183,7 +192,7 @@ def test_smaller_weights_cost_accuracy_that_is_measured(make_run, tiny, data_dir
         flags = [f"--precision={precision}", "--threshold=0.5", f"--output={tmp_path / precision}"]
         assert cli.main(["export", f"--workdir={workdir}", "--format=tflite", *flags]) == 0
         printed = capsys.readouterr().out
-        assert "the median of 20 calls on one thread" in printed
+        assert "the median of 20 calls on one core" in printed
         manifest = manifest_of(tmp_path / precision)
         assert manifest["precision"] == precision and 0 < manifest["verification"]["top1"] < 1
         found[precision] = manifest["verification"]
