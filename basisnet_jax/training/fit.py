@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator
 
@@ -78,7 +79,7 @@ def fit(
     Raises:
       UserError: a number is out of its range (the message names the field of a config that holds it); the loss
         diverged; or the workdir is in use or cannot be written.
-      ValueError: a batch is not of that form, or a label is no class of the model's.
+      ValueError: a batch is not of that form, a label is not a class of the model, or an argument is out of its range.
 
     Example:
       >>> network = nnx.Sequential(lambda x: x.mean(axis=(1, 2)), nnx.Linear(1, 2, rngs=nnx.Rngs(0)))
@@ -90,6 +91,10 @@ def fit(
     """
     if isinstance(validation, Iterator):
         raise ValueError("validation is an iterator, which ends after one pass: expected a list or a function")
+    every = num_steps if validate_every is None else validate_every
+    for name, value in (("num_steps", num_steps), ("log_every", log_every), ("validate_every", every)):
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name}={value!r}, expected a whole number above 0")
     examples, given = peek(batches)
     normalize = normalization(model, examples["image"])
     functions = models.functional(model)
@@ -107,8 +112,11 @@ def fit(
     if optimizer == "adamw":
         config.optimizer.update(second_moment_decay=0.999, epsilon=1e-8)
     config.max_drop, config.log_every_steps = max_drop, log_every
-    config.checkpoint_every_steps = validate_every or num_steps
-    ranges.check(config)
+    config.checkpoint_every_steps = every
+    try:
+        ranges.check(config)
+    except UserError as error:
+        raise ValueError(f"fit: {error}") from error
     mesh = partition.create_mesh(config.batch_size)
     built = build_step(config, functions, steps_per_epoch=1, mesh=mesh, normalize=normalize)  # lengths are in steps
     state = built.create_state(functions.params, functions.batch_stats)
@@ -133,7 +141,6 @@ def fit(
             write = stack.enter_context(contextlib.closing(runs.Log(workdir, first_step))).write
         report = {}
         if first_step < num_steps:
-            every = validate_every or num_steps
             state, last = loop.run(
                 built,
                 state,

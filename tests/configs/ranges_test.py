@@ -221,12 +221,14 @@ def test_python_calls_check_too():
     model = create_model("mobilenet_v2", 2, width=0.1, image_size=16, network__num_stages=1, batch_norm_groups=3)
     batch = {"image": [[[[0.0] * 3] * 16] * 16] * 2, "label": [0, 1]}
     for options, told in [
-        ({"num_steps": 0}, "num_epochs=0.0"),
+        ({"num_steps": 0}, "num_steps=0, expected"),
+        ({"num_steps": 2.5}, "num_steps=2.5, expected"),
+        ({"num_steps": 1, "validate_every": 0}, "validate_every=0, expected"),
         ({"num_steps": 1, "learning_rate": -1.0}, "learning_rate=-1.0"),
-        ({"num_steps": 1, "log_every": 0}, "log_every_steps=0"),
+        ({"num_steps": 1, "log_every": 0}, "log_every=0, expected"),
         ({"num_steps": 1, "max_drop": float("nan")}, "max_drop=nan"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(ValueError, match=told):
             fit(model, [batch], **options)
 
 
