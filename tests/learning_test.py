@@ -60,6 +60,7 @@ def letters(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_with_the_defaults_basisnet_is_not_below_its_static_network(tmp_path):
     config = conftest.ROOT / "configs" / "folder.py"

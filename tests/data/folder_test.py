@@ -310,6 +310,7 @@ def test_a_teacher_of_other_classes_is_refused(begun, config_file, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_run_and_its_next_lives_on_changing_images(config_file, tmp_path, capsys, monkeypatch, listings):
     workdir, root = tmp_path / "run", tmp_path / "images"

@@ -14,7 +14,7 @@ import pytest
 from basisnet_jax import cli
 from basisnet_jax.workdir import checkpoint, runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_each_image_is_changed_otherwise():
     assert 16 < flipped.sum() < 48 and np.isclose(unshifted, image).all(axis=(1, 2, 3)).sum() == 64 - flipped.sum()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_runs_side_by_side_are_what_each_is_alone(tiny, data_dir, tmp_path, monkeypatch):
     """Of different seeds, rates and lengths, also where a part has fewer runs than the program."""

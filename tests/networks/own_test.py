@@ -87,6 +87,7 @@ def config_of(*fields):
     return parsing.read_config(["--config=digits", *(f"--config.{field}" for field in fields)])
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_the_command_takes_a_network_of_ones_own(folder, data_dir, tmp_path, capsys):
     fields = [f"network.name={folder}:wide", f"preview.name={folder}:anything", "preview.features=2", "num_epochs=1"]

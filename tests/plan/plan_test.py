@@ -111,6 +111,7 @@ def test_a_depthwise_convolution_moves_little_more_than_it_must(shape, topology)
     assert hlo.traffic(text) < 1.1 * needed and not hlo.collectives(text)
 
 
+@pytest.mark.end_to_end
 @compiled
 @pytest.mark.slow
 def test_a_larger_batch(planned):
@@ -144,6 +145,7 @@ def test_collectives_follow_from_the_sharding(planned, tiny):
     assert fsdp["fsdp"] == 4 and fsdp["memory"]["arguments"] < data["memory"]["arguments"]
 
 
+@pytest.mark.end_to_end
 @compiled
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit(planned):

