@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import basis, preprocess
+from basisnet_jax import basis
 from basisnet_jax.classifier import Classifier, Static
 from basisnet_jax.data import files, folder
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.errors import UserError
 from basisnet_jax.export.output import output_folder
+from basisnet_jax.preprocess import Preprocess
 from basisnet_jax.workdir import checkpoint, data_record, runs
 
 
@@ -36,7 +37,7 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
         raise UserError(f"{workdir} holds a {config.model!r} model, which has no specialist to extract")
     names = runs.load_classes(workdir, config.num_classes)
     if "image" in source:
-        images = of_image(config, source["image"])
+        images = of_image(run.preprocess, source["image"])
     else:
         data = data_record.opened(config, workdir)
         images = of_class(data, config.validation_split, names, source["class"])
@@ -57,8 +58,8 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
     return f"{config.network.name}: {size:,} parameters, mixed for {len(images)} images, now in {output}"
 
 
-def of_image(config, path: str) -> np.ndarray:
-    [(_, image)] = files.read(preprocess.of(config), [path])
+def of_image(seen: Preprocess, path: str) -> np.ndarray:
+    [(_, image)] = files.read(seen, [path])
     if isinstance(image, Exception):
         raise UserError(folder.unreadable(path, image))
     return image[None]

@@ -63,11 +63,12 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
     state_dict = weights_names.network_only(arrays, prefix)
     architecture, fields = timm_config(path, network) if names is TIMM else ("", {})
     configs = {name: static_config(network, state_dict, name, fields) for name in ORIGINS}
-    params, batch_stats = convert(state_dict, models.create_abstract(configs["pytorch"]))
+    candidates = {name: models.create_abstract(config) for name, config in configs.items()}
+    params, batch_stats = convert(state_dict, candidates["pytorch"])
     known, why = known_origin(names, architecture)
     if origin and known and origin != known:
         raise UserError(f"--origin={origin}, but {why}: expected --origin={known}")
-    distances = {name: weights_check.distance(config, params, batch_stats) for name, config in configs.items()}
+    distances = {name: weights_check.distance(of, params, batch_stats) for name, of in candidates.items()}
     nearest, clearly = weights_check.nearest(distances)
     if not (origin or known):
         hint = f"; its batch statistics fit {nearest} ({weights_check.text(distances)})" if clearly else ""
@@ -78,7 +79,7 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
     origin, why = known or origin, why or "--origin says so"
     config = configs[origin]
     classes = imagenet.class_names() if config.num_classes == 1000 else None
-    logits = weights_check.logits(config, params, batch_stats)
+    logits = weights_check.logits(candidates[origin], params, batch_stats)
     if not np.isfinite(logits).all():
         raise UserError(f"with the weights of {path}, the logits of a photograph are not finite")
 

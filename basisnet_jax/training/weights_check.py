@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from basisnet_jax import models, preprocess
+from basisnet_jax.classifier import Classifier
 
 CROPS = 8
 CLEARLY = 1.2  # times as far; for Lite0, in 10 draws of crops, the wrong padding alone was 1.27 to 1.36 times as far
@@ -24,9 +25,9 @@ def photographs() -> list[np.ndarray]:
     return datasets.load_sample_images().images
 
 
-def logits(config, params: dict, batch_stats: dict) -> np.ndarray:
-    """What the network says of the two photographs: [2, num_classes]."""
-    functions, prepare = models.abstract(models.create_abstract(config)), preprocess.of(config)
+def logits(network: Classifier, params: dict, batch_stats: dict) -> np.ndarray:
+    """What the network, its arrays given, says of the two photographs: [2, num_classes]."""
+    functions, prepare = models.abstract(network), network.preprocess
 
     @jax.jit
     def evaluate(params, batch_stats, images):
@@ -35,19 +36,19 @@ def logits(config, params: dict, batch_stats: dict) -> np.ndarray:
     return np.asarray(evaluate(params, batch_stats, jnp.stack([*map(prepare, photographs())])))
 
 
-def distance(config, params: dict, batch_stats: dict) -> float:
+def distance(network: Classifier, params: dict, batch_stats: dict) -> float:
     """How far the statistics of photographs are from `batch_stats`, at the input of each batch norm.
 
     It is the Kullback-Leibler divergence between normal distributions: the median over the channels, the mean over the
     layers. Not finite where an activation is not.
     """
-    model = models.create_abstract(config)
-    for _, module in nnx.iter_modules(model):
+    network = nnx.clone(network)
+    for _, module in nnx.iter_modules(network):
         if isinstance(module, nnx.BatchNorm):
-            module.momentum = 0.0  # the new batch statistics are then those of this batch
+            epsilon, module.momentum = module.epsilon, 0.0  # the new statistics are then those of this batch
         elif isinstance(module, nnx.Dropout):
             module.rate = 0.0
-    functions, prepare = models.abstract(model), preprocess.of(config)
+    functions, prepare = models.abstract(network), network.preprocess
 
     @jax.jit
     def statistics(params, batch_stats, images):
@@ -55,7 +56,7 @@ def distance(config, params: dict, batch_stats: dict) -> float:
 
     new = statistics(params, batch_stats, jnp.asarray(_crops(prepare)))
     is_layer = lambda tree: "var" in tree  # noqa: E731
-    divergence = lambda there, here: _divergence(there, here, config.network.epsilon)  # noqa: E731
+    divergence = lambda there, here: _divergence(there, here, epsilon)  # noqa: E731
     return float(np.mean(jax.tree.leaves(jax.tree.map(divergence, batch_stats, new, is_leaf=is_layer))))
 
 
