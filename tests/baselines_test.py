@@ -49,6 +49,7 @@ def test_a_block_routes_all_its_layers_by_its_own_input():
         np.testing.assert_allclose(y[b], plain(x[b : b + 1])[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_routes_itself():
     """Dynamic convolution, by hand: softmax(linear(relu(linear(mean of the layer's input))) / temperature)."""
     model = routed(LAYERS, hidden=0.25, activation="softmax", temperature=7.0)
@@ -78,6 +79,7 @@ def test_a_linear_layer_routes_itself():
     assert model(images()).coefficients.shape == (4, len(model.units()), N)
 
 
+@pytest.mark.slow
 def test_outputs():
     model = routed()
     outputs = model(images())

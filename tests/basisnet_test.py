@@ -38,6 +38,7 @@ def test_outputs_and_the_two_stages_apart(model, images):
     np.testing.assert_allclose(plain(images[2:3])[0], outputs.logits[2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_permuting_the_batch_permutes_all_outputs(model, images):
     model.eval()
     order = jnp.array([3, 1, 0, 2])

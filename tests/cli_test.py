@@ -380,6 +380,7 @@ def test_madds_as_json(capsys):
     assert printed["mean_with_early_termination"] == pytest.approx(0.25 * preview + 0.75 * printed["total"])
 
 
+@pytest.mark.slow
 def test_madds_with_the_classes_of_the_dataset(capsys, data_dir):
     printed = []
     for num_classes in (10, 0):

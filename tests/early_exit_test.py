@@ -136,6 +136,7 @@ def between(both, stopping, **fields):
     return rule._replace(threshold=float(confidences[stopping - 1 : stopping + 1].mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", early_exit.CRITERIA)
 def test_two_stages_answer_as_if_both_had_run_on_everything(model, images, both, criterion):
     rule = between(both, 19, criterion=criterion, temperature=1.7)

@@ -39,6 +39,7 @@ def paper():
     return madds.count(models.create_abstract(config), (224, 224, 3))
 
 
+@pytest.mark.slow
 def test_the_headline_of_the_paper(paper):
     assert madds.total(paper) == pytest.approx(289.8e6, abs=0.05e6)
     assert madds.with_early_termination(paper, 0.35) == pytest.approx(198e6, rel=0.005)

@@ -329,6 +329,7 @@ def test_the_specialist_of_an_image_is_a_plain_network(workdir, files, images, t
     assert not np.allclose(found, answers(run, images[6:7]).logits)
 
 
+@pytest.mark.slow
 def test_the_specialist_of_a_class_is_that_of_its_mean_coefficients(workdir, config, tmp_path):
     flags = [f"--workdir={workdir}", "--format=specialist", f"--output={tmp_path / 'class'}"]
     assert cli.main(["export", *flags, "--class=7"]) == 0

@@ -48,6 +48,7 @@ def calibrated(workdir, capsys):
         pathlib.Path(workdir, name).unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", early_exit.CRITERIA)
 def test_the_figures_are_those_of_the_threshold(calibrated, held_out, workdir, criterion):
     rows, (stopped_cost, cost) = held_out

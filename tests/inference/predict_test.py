@@ -97,6 +97,7 @@ def test_the_answer_is_that_of_evaluation(predict, workdir, digits, threshold, s
     assert [(row["stage"], row["madds"]) for row in rows] == [(stage, costs(workdir)[stage])] * len(paths)
 
 
+@pytest.mark.slow
 def test_the_specialist_runs_only_for_images_below_the_threshold(predict, workdir, digits, monkeypatch):
     """Runs, on the device: that it is traced, as counting its cost does, is nothing."""
     paths, images = digits
@@ -121,6 +122,7 @@ def test_the_specialist_runs_only_for_images_below_the_threshold(predict, workdi
     assert executions
 
 
+@pytest.mark.slow
 def test_the_threshold_is_the_one_that_evaluated_the_same_step(predict, workdir, digits):
     paths, _ = digits
     path = pathlib.Path(workdir, "evaluation.json")
@@ -161,6 +163,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_answered(predict, wo
     assert err[-1] == "basisnet: 4 of 6 files could not be read"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["workdir", "static_workdir"])
 def test_answers_in_the_order_of_the_input_whatever_the_batches(predict, digits, request, tmp_path, monkeypatch, kind):
     """Of batches of three: with files that cannot be read between them, and stages that take turns."""

@@ -35,6 +35,7 @@ def test_parameter_count(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
 
 
+@pytest.mark.slow
 # B1 and B2 are left out: B0 with more rows.
 @pytest.mark.parametrize("name", sorted(PARAMETERS.keys() - {"efficientnet_b1", "efficientnet_b2"}))
 def test_small_images_other_channels_and_widths(name):
@@ -78,6 +79,7 @@ def test_drop_connect_grows_linearly_over_the_residual_blocks():
     assert default.stages[5][3].drop.rate == pytest.approx(0.2 * 14 / 16)  # the paper's 0.2
 
 
+@pytest.mark.slow
 def test_drop_connect_drops_whole_examples_in_training_only():
     def built(rate):
         conv, norm = blocks.conv_and_norm(padding="same", epsilon=1e-3, momentum=0.9, dtype=None, rngs=nnx.Rngs(0))

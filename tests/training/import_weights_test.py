@@ -340,6 +340,7 @@ def test_images_are_prepared_as_a_config_of_timm_says(small, quick, tmp_path):
     assert (config.eval_crop, config.resize, config.image_size) == (0.95, "bilinear", 192)
 
 
+@pytest.mark.slow
 def test_grey_images(small, quick, tmp_path):
     torch.save(small | {"conv_stem.weight": small["conv_stem.weight"][:, :1].clone()}, tmp_path / "grey.pth")
     assert cli.main(command(tmp_path / "grey.pth", tmp_path / "run", "--origin=pytorch")) == 0

@@ -74,6 +74,7 @@ def test_the_preview_from_a_run_of_its_own(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, functions.params["preview"], source)
 
 
+@pytest.mark.slow
 def test_a_basisnet_starts_as_another_one(tiny, tmp_path):
     expected = saved(tiny(), tmp_path / "run")
     _, outputs = initialized(tiny(init_from=str(tmp_path / "run")))

@@ -250,6 +250,7 @@ def test_a_run_from_before_a_field_existed(copy, flags, capsys):
     assert "has finished its 16 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_workdir_of_another_config_is_refused(copy, flags, capsys):
     before = file_times(copy)
     changes = ["--config.batch_size=64", "--config.network.stage_strides=(1,)"]
@@ -355,6 +356,7 @@ def test_steps_on_one_batch_lower_its_loss(flags, batch, model):
         assert losses[0]["loss"] == pytest.approx(losses[0]["final_loss"] + losses[0]["preview_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_moving_average(flags, batch):
     """ema <- d * ema + (1 - d) * new with d = min(decay, (1 + t) / (10 + t)), of params and batch statistics."""
     config = config_of(flags, "ema_decay=0.15")

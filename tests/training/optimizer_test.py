@@ -140,6 +140,7 @@ def test_even_copies_train_as_the_static_network(tiny, name):
         assert kernels and not all(np.allclose(slow[path], params[path], rtol=2e-3, atol=2e-4) for path in kernels)
 
 
+@pytest.mark.slow
 def test_the_heads_logits_move_at_one_speed_whatever_its_width(tiny):
     """By about rate x coefficient_rate x mean |feature| a step of Adam; not, as without it, by rate x their sum."""
 

@@ -229,6 +229,7 @@ def damage(source: Path, workdir: Path, which: str) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_evaluate_with_a_wrong_checkpoint_flag(digits_workdir, capsys):
     workdir, _ = digits_workdir
     for flag, named in (("7", "no checkpoint of step 7"), ("newest", "newest")):
