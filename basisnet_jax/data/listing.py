@@ -123,14 +123,14 @@ def split_folders(root: pathlib.Path, found: Contents) -> dict[str, pathlib.Path
             found.ignored[folder] = "empty folders" if folder in named else "folders beside the splits"
         elif (other := tops.setdefault(of_split[folder], folder)) != folder:
             raise UserError(f"{other} and {folder} are both the {of_split[folder]} split, expected only one")
-    outside(root, found)
+    outside(found)
     return tops
 
 
 def class_folders(top: pathlib.Path, found: Contents) -> dict[str, Contents]:
     """What each class folder of a split holds, by the class's name."""
     classes = {folder.name: contents(folder) for folder in scan(top, found)}
-    outside(top, found)
+    outside(found)
     for name, inside in classes.items():
         if not inside.images and not inside.bad:
             reason = "folders without images" if inside.ignored else "empty folders"
@@ -138,7 +138,7 @@ def class_folders(top: pathlib.Path, found: Contents) -> dict[str, Contents]:
     return classes
 
 
-def outside(top: pathlib.Path, found: Contents) -> None:
+def outside(found: Contents) -> None:
     """Images that `scan` found right in the folder of a split belong to no class."""
     for path in found.images:
         found.ignored[path] = "images outside class folders"

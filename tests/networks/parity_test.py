@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from basisnet_jax.configs import imagenet_condconv_efficientnet_b0
 from flax import nnx
+from peers import randomized
 
 from basisnet_jax import models, networks
 from basisnet_jax.training import import_weights
@@ -30,19 +31,10 @@ PEERS = {
 TRAINED = ("mobilenetv2_100", "tf_mobilenetv3_large_100", "tf_efficientnet_b0")  # also compared in training mode
 
 
-def peer(name, seed=0, **kwargs):
-    """A randomly initialised peer with random batch statistics, affine parameters and biases."""
-    torch.manual_seed(seed)
-    model = geffnet.create_model(name, pretrained=False, **kwargs)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-        elif getattr(module, "bias", None) is not None:
-            module.bias.data.normal_(0, 0.1)
-    return model
+def peer(name):
+    """A peer whose initial weights are drawn with the seed 0 as well."""
+    torch.manual_seed(0)
+    return randomized(geffnet.create_model(name, pretrained=False))
 
 
 @functools.cache

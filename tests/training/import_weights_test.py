@@ -25,6 +25,7 @@ except RuntimeError:  # beside a CPU build of PyTorch its compiled operators do 
 import jax
 import jax.numpy as jnp
 import safetensors.torch
+from peers import randomized
 
 from basisnet_jax import cli, models
 from basisnet_jax.errors import UserError
@@ -32,20 +33,6 @@ from basisnet_jax.training import import_weights, weights_check, weights_files, 
 from basisnet_jax.workdir import runs
 
 SMALL = "tf_mobilenetv3_small_100"
-
-
-def randomized(model, seed=0):
-    """With random batch statistics, affine parameters and biases."""
-    torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-        elif getattr(module, "bias", None) is not None:
-            module.bias.data.normal_(0, 0.1)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
