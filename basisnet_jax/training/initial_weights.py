@@ -69,11 +69,8 @@ def _fill(ours: dict, theirs: dict, run: runs.Run, workdir: str, prefix: tuple[s
         elif given.shape == shape[1:] and path[-1] == "kernel":
             key = jax.random.fold_in(jax.random.key(config.seed), i)
             target[path] = np.asarray(basis.copies(config.init_noise)(key, given, shape[0]), given.dtype)
-        elif name[0] == "classifier" or given.shape == (
-            *shape[:-1],
-            run.config.num_classes,
-        ):  # of other classes: starts anew
-            continue
+        elif name[0] == "classifier" or given.shape == (*shape[:-1], run.config.num_classes):
+            continue  # of other classes: starts anew
         else:
             there = f"{'/'.join(name)} has the shape {given.shape} there"
             raise UserError(f"init_from {workdir}: {there}, expected {shape}")
