@@ -4,8 +4,9 @@ import torch
 
 
 def randomized(model, seed=0):
-    """The network with random batch statistics, affine parameters and biases."""
-    torch.manual_seed(seed)
+    """The network with random batch statistics, affine parameters and biases; None goes on with torch's state."""
+    if seed is not None:
+        torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

@@ -32,9 +32,9 @@ TRAINED = ("mobilenetv2_100", "tf_mobilenetv3_large_100", "tf_efficientnet_b0") 
 
 
 def peer(name):
-    """A peer whose initial weights are drawn with the seed 0 as well."""
+    """A peer, all of it drawn with the seed 0."""
     torch.manual_seed(0)
-    return randomized(geffnet.create_model(name, pretrained=False))
+    return randomized(geffnet.create_model(name, pretrained=False), seed=None)
 
 
 @functools.cache
