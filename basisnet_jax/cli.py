@@ -44,10 +44,10 @@ def evaluate(given: Namespace) -> None:
     from basisnet_jax.inference import evaluate
     from basisnet_jax.workdir import runs
 
-    config = runs.load_config(given.workdir)
+    runs.load_config(given.workdir)  # a wrong workdir is told before processes wait for each other
     runs.check_writable(given.workdir)
     with processes.joined(given.coordinator, given.processes, given.process):
-        report = evaluate.evaluate(config, given.workdir, given.checkpoint, given.threshold)
+        report = evaluate.evaluate(given.workdir, given.checkpoint, given.threshold)
         print(evaluate.table(report))
 
 
@@ -103,7 +103,7 @@ def madds(given: Namespace) -> None:
     """Count multiply-adds and parameters, layer by layer."""
     import jax
 
-    from basisnet_jax import madds, models
+    from basisnet_jax import madds, models, preprocess
 
     config = parsing.resolve(given.config)
     models.check_preview(config)
@@ -112,7 +112,7 @@ def madds(given: Namespace) -> None:
 
         config = Source.find(config).completed(config)
     images = max(1, config.batch_size // config.accumulate // jax.device_count())
-    items = madds.of(config, images)
+    items = madds.count(models.create_abstract(config), preprocess.of(config).shape, images)
     print(json.dumps(madds.as_json(items, given.share)) if given.json else madds.table(items, given.share))
 
 

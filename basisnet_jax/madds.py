@@ -16,7 +16,7 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from basisnet_jax import baselines, basis, calling, layers, models, preprocess
+from basisnet_jax import baselines, basis, calling, layers
 from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.ops.platforms import platform
 
@@ -30,11 +30,6 @@ class Item(NamedTuple):
     madds: int
     params: int
     path: str = ""  # of a layer that has bases: how it is executed on `platforms.platform()`, see layers.py
-
-
-def of(config, images: int = 1) -> list[Item]:
-    """The items of a config's model, as `count` gives them; no array of it is made."""
-    return count(models.create_abstract(config), preprocess.of(config).shape, images)
 
 
 def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1) -> list[Item]:

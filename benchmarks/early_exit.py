@@ -29,8 +29,8 @@ def rows(quick: bool) -> list[dict]:
         config.network.num_stages = config.preview.num_stages = 3
     config.image_size = size
     config.preview.image_size = min(config.preview.image_size, size)
-    items = madds.of(config)
     model = models.create(config)
+    items = madds.count(model, preprocess.of(config).shape)
     functions = models.functional(model)  # leaves the model in evaluation mode
     random = np.random.default_rng(0)
     shape = num_batches, batch_size, size, size, 3

@@ -90,9 +90,7 @@ def labels(workdir: str) -> list[dict]:
     """How every format answers on the run's test split."""
     run = runs.load(workdir)
     rule = export.rule_of(run, workdir, None)
-    config = run.config.copy_and_resolve_references()
-    config.validation_split = config.test_split
-    images, labels = verify.examples(config, workdir, None, most=None)
+    images, labels = verify.examples(run, workdir, None, run.config.test_split, most=None)
     inputs = {name: {"inputs": of_stage} for name, of_stage in stages.inputs(run.model, run.preprocess).items()}
     rows = []
     for format, module in export.FORMATS.items():

@@ -59,7 +59,7 @@ def shuffled(folder: pathlib.Path) -> dict | None:
         logits = nnx.merge(graph, state).specialist_stage(preprocess.of(config).normalize(batch["image"]), mixtures)
         return jnp.sum((jnp.argmax(logits, -1) == batch["label"]) * batch["mask"])
 
-    batches = list(data_record.opened(config, str(folder)).eval_batches(config.test_split))
+    batches = list(data_record.opened(str(folder)).eval_batches(config.test_split))
     counts = [int(batch["mask"].sum()) for batch in batches]
     mixtures = [coefficients(state, batch["image"]) for batch in batches]
     mean = sum(m[:n].sum(axis=0) for m, n in zip(mixtures, counts, strict=True)) / sum(counts)

@@ -79,7 +79,7 @@ def export(
     with output_folder(output) as folder:
         run = runs.load(workdir, which)
         rule = rule_of(run, workdir, threshold)
-        examples, labels = verify.examples(run.config, workdir, images)
+        examples, labels = verify.examples(run, workdir, images)
         options = {"precision": precision} if format == "tflite" else {}
         extra = FORMATS[format].write(run, rule, folder, **options)
         manifest = describe(run, workdir, rule) | {"format": format, **extra}
@@ -116,7 +116,7 @@ def rule_of(run: runs.Run, workdir: str, threshold: float | None) -> early_exit.
 def describe(run: runs.Run, workdir: str, rule: early_exit.Rule) -> dict:
     """What `model.json` says of a model, whatever the format."""
     config = run.config
-    items = madds.of(config)
+    items = run.items
     costs = {"network": madds.total(items)}
     early = {}
     if config.model == "basisnet":

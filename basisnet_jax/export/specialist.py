@@ -39,7 +39,7 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
     if "image" in source:
         images = of_image(run.preprocess, source["image"])
     else:
-        data = data_record.opened(config, workdir)
+        data = data_record.opened(workdir)
         images = of_class(data, config.validation_split, names, source["class"])
     plain = basis.synthesize(run.model.specialist, mean_coefficients(run, images))
     if not isinstance(plain, Classifier):  # a network of one's own

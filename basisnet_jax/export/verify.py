@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from basisnet_jax import models, preprocess
+from basisnet_jax import models
 from basisnet_jax.data import files, folder
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
@@ -21,10 +21,12 @@ BATCH_SIZE = 50  # of these, for JAX
 CALLS = 20  # of each stage, for its latency
 
 
-def examples(config, workdir: str, images: str | None, most: int | None = MOST) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [n, H, W, C] as evaluation sees them, and their labels [n] where they come from the validation split."""
+def examples(
+    run: runs.Run, workdir: str, images: str | None, split: str | None = None, most: int | None = MOST
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 [n, H, W, C] as evaluation sees them, and their labels [n] where they come from a split (of validation)."""
     if images is not None:
-        read = list(files.read(preprocess.of(config), files.list_files([images])[:most]))
+        read = list(files.read(run.preprocess, files.list_files([images])[:most]))
         for path, image in read:
             if isinstance(image, Exception):
                 raise UserError(folder.unreadable(path, image))
@@ -33,7 +35,7 @@ def examples(config, workdir: str, images: str | None, most: int | None = MOST) 
         return np.stack([image for _, image in read]), None
     found, count = [], 0
     try:
-        for batch in data_record.opened(config, workdir).eval_batches(config.validation_split):
+        for batch in data_record.opened(workdir).eval_batches(split or run.config.validation_split):
             real = batch["mask"].astype(bool)
             found.append((batch["image"][real], batch["label"][real]))
             count += np.sum(real)

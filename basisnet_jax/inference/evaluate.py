@@ -24,18 +24,17 @@ from basisnet_jax.workdir import checkpoint, data_record, files, runs
 METRICS = ("top1", "top5", "loss")  # of a head, an array each
 
 
-def evaluate(config, workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
+def evaluate(workdir: str, which: str | None = None, threshold: float | None = None) -> dict:
     """Evaluates a checkpoint on the test split and writes what `write` does.
 
     Args:
-      config: of the run in `workdir`.
-      workdir: with the checkpoints; also where the results go.
+      workdir: of the run; also where the results go.
       which: a step, "best" (on the validation split), or None for the newest.
       threshold: at which the preview's confidence, its largest probability, ends inference. None takes the rule that
         `basisnet calibrate` found for this checkpoint or, where it never ran, chooses one on the validation split.
     """
-    model = models.create(config)
-    functions = models.functional(model)
+    config = runs.load_config(workdir)
+    functions = models.functional(models.create(config))
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     state = {
         "params": functions.params,
@@ -48,7 +47,7 @@ def evaluate(config, workdir: str, which: str | None = None, threshold: float | 
     step = checkpoint.pick(checkpoints, which)
     rule = runs.load_rule(workdir, step) if threshold is None else Rule(threshold)
     state = checkpoint.restore(checkpoints, step, state)
-    data = data_record.opened(config, workdir)
+    data = data_record.opened(workdir)
     return write_report(config, data, workdir, functions, state, step, mesh, rule)
 
 
@@ -73,7 +72,8 @@ def write_report(
     def rows(split, weights="ema_"):
         return per_example(state[f"{weights}params"], state[f"{weights}batch_stats"], data.eval_batches(split))
 
-    averaged, raw, items = rows(config.test_split), rows(config.test_split, weights=""), madds.of(config)
+    averaged, raw = rows(config.test_split), rows(config.test_split, weights="")
+    items = madds.count(models.create_abstract(config), preprocess.of(config).shape)
     names = runs.load_classes(workdir, config.num_classes)
     report = {
         **summarize(averaged),

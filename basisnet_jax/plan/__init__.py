@@ -190,7 +190,7 @@ def lower(config, functions: models.Functional, mesh: Mesh, examples: int | None
         "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=over_batch),
     }
     constants = [placed(jax.eval_shape(jax.random.key, config.seed), replicated)]
-    teacher, logits = distillation.load(config), None
+    teacher, logits = distillation.load(config.distillation, config.num_classes, config.channels), None
     if teacher and config.distillation.cache:
         batch["teacher"] = jax.ShapeDtypeStruct((size, config.num_classes), jnp.float16, sharding=over_batch)
     elif teacher:

@@ -40,19 +40,18 @@ def measure(workdir: str, which: str | None, split: str | None, images: int) -> 
     """Evaluates the averaged weights of a checkpoint on a split (None: of tests), as `basisnet evaluate` does."""
     run = runs.load(workdir, which)
     config = run.config
-    data = data_record.opened(config, workdir)
+    data = data_record.opened(workdir)
     split = split or config.test_split
     rule = runs.rule(workdir, run.step, None) if config.model == "basisnet" else None
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, rule, logits=True)
-    items = madds.of(config)
     return Measured(
         run,
         data,
         split,
         runs.load_classes(workdir, config.num_classes),
-        in_order(run.model.coefficient_names() if config.model != "static" else [], items),
-        items,
+        in_order(run.model.coefficient_names() if config.model != "static" else [], run.items),
+        run.items,
         rule,
         per_example(run.params, run.batch_stats, data.eval_batches(split)),
         first_images(data, split, images),

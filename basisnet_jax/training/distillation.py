@@ -35,24 +35,21 @@ class Teacher(NamedTuple):
     logits: Callable  # (weights, pixels [B, H, W, C] in 0..255) -> [B, classes], float32
 
 
-def load(config) -> Teacher | None:
-    """The teacher that `config.distillation` names.
+def load(fields, num_classes: int, channels: int) -> Teacher | None:
+    """The teacher that `fields`, which are `config.distillation`, name, if they name one.
 
     Raises:
       UserError: the run cannot be read, or its classes or channels are not the student's.
     """
-    fields = config.distillation
     if not fields.teacher:
         return None
-    if config.model != "basisnet" and fields.heads == "preview":
-        raise UserError(f"config.distillation.heads='preview', but config.model={config.model!r} has no preview")
     run = runs.load(fields.teacher)
-    if run.config.num_classes != config.num_classes:
+    if run.config.num_classes != num_classes:
         theirs = run.config.num_classes
-        raise UserError(f"the teacher in {fields.teacher} has {theirs} classes, expected {config.num_classes}")
-    if run.config.channels < config.channels:
+        raise UserError(f"the teacher in {fields.teacher} has {theirs} classes, expected {num_classes}")
+    if run.config.channels < channels:
         raise UserError(
-            f"the teacher in {fields.teacher} sees {run.config.channels} channel, the images have {config.channels}"
+            f"the teacher in {fields.teacher} sees {run.config.channels} channel, the images have {channels}"
         )
 
     def logits(weights, pixels):

@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
     if checkpoint.newest(workdir) is None:
         models.check_preview(config)
         functions = initial_weights.initialized(config, functions)
-    teacher = distillation.load(config)
+    teacher = distillation.load(config.distillation, config.num_classes, config.channels)
     if teacher:
         data_record.check_classes(source, config.distillation.teacher)
     teacher_runs = teacher is not None and not config.distillation.cache

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from basisnet_jax.basisnet import Outputs
@@ -18,14 +17,14 @@ def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.
     return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
 
 
-def distilled(logits: jax.Array, targets: jax.Array, taught: jax.Array, config) -> jax.Array:
+def distilled(logits: jax.Array, targets: jax.Array, taught: jax.Array, fields) -> jax.Array:
     """(1 - weight) * CE(targets) + weight * T^2 * CE(taught), both [B]: Hinton et al. 2015, section 2.
 
-    `taught` is the teacher's distribution at temperature T; `config` is `config.distillation`. At temperature 1 it is
+    `taught` is the teacher's distribution at temperature T; `fields` are `config.distillation`. At temperature 1 it is
     the cross-entropy with the mixture of the two distributions.
     """
-    from_teacher = config.temperature**2 * cross_entropy(logits / config.temperature, taught)
-    return (1 - config.weight) * cross_entropy(logits, targets) + config.weight * from_teacher
+    from_teacher = fields.temperature**2 * cross_entropy(logits / fields.temperature, taught)
+    return (1 - fields.weight) * cross_entropy(logits, targets) + fields.weight * from_teacher
 
 
 def loss(
@@ -52,21 +51,21 @@ def loss(
 
 
 def joint(
-    outputs: Outputs, targets: jax.Array, taught: jax.Array | None, config: ml_collections.ConfigDict
+    outputs: Outputs, targets: jax.Array, taught: jax.Array | None, preview_weight: float, distillation
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of the final head + config.preview_loss_weight * that of the preview, mean over the batch, and both by name.
+    """Loss of the final head + preview_weight * that of the preview, mean over the batch, and both by name.
 
-    `taught`, [B, classes], is the teacher's distribution, if there is one. Joint training of both stages is the
-    paper's; the weight (lambda) is our assumption.
+    `taught`, [B, classes], is the teacher's distribution, if there is one; `distillation` is the config's section.
+    Joint training of both stages is the paper's; the weight (lambda) is our assumption.
     """
 
     def loss(logits, head):
-        if taught is None or config.distillation.heads not in ("both", head):
+        if taught is None or distillation.heads not in ("both", head):
             return jnp.mean(cross_entropy(logits, targets))
-        return jnp.mean(distilled(logits, targets, taught, config.distillation))
+        return jnp.mean(distilled(logits, targets, taught, distillation))
 
     final = loss(outputs.logits, "final")
     if outputs.preview_logits is None:
         return final, {"final_loss": final}
     preview = loss(outputs.preview_logits, "preview")
-    return final + config.preview_loss_weight * preview, {"final_loss": final, "preview_loss": preview}
+    return final + preview_weight * preview, {"final_loss": final, "preview_loss": preview}

@@ -110,7 +110,9 @@ def make_train_step(
         def loss_fn(params, examples, key):
             images = normalize(examples["pixels"])
             outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
-            loss, parts = losses.joint(outputs, examples["targets"], examples.get("taught"), config)
+            loss, parts = losses.joint(
+                outputs, examples["targets"], examples.get("taught"), config.preview_loss_weight, config.distillation
+            )
             return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})
 
         gradient_of = jax.grad(loss_fn, has_aux=True)

@@ -10,7 +10,6 @@ import os
 import sys
 
 import jax
-import ml_collections
 
 from basisnet_jax.data import digests, imagenet, pipeline
 from basisnet_jax.data.source import Source
@@ -18,12 +17,13 @@ from basisnet_jax.errors import UserError, one_line
 from basisnet_jax.workdir import files, runs
 
 
-def opened(config: ml_collections.ConfigDict, workdir: str) -> pipeline.Dataset:
+def opened(workdir: str) -> pipeline.Dataset:
     """The data set of the run in `workdir`, to measure the run on. Where files have changed, a line on stderr says so.
 
     Raises:
       UserError: the classes are not those of the run; or as `pipeline.open`.
     """
+    config = runs.load_config(workdir)
     source = Source.find(config)
     if recorded := check_classes(source, workdir):
         say(changed(source, recorded, workdir))

@@ -18,7 +18,7 @@ import ml_collections
 from clu import metric_writers
 from flax import nnx
 
-from basisnet_jax import early_exit, models, paths, preprocess
+from basisnet_jax import early_exit, madds, models, paths, preprocess
 from basisnet_jax.configs import default, ranges
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
@@ -41,6 +41,11 @@ class Run(NamedTuple):
     @property
     def preprocess(self) -> preprocess.Preprocess:
         return preprocess.of(self.config)
+
+    @property
+    def items(self) -> list[madds.Item]:
+        """The multiply-adds of one image."""
+        return madds.count(self.model, self.preprocess.shape)
 
 
 def load(workdir: str, which: str | None = None) -> Run:

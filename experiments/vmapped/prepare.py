@@ -16,7 +16,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from basisnet_jax import madds, sweep
+from basisnet_jax import madds, models, preprocess, sweep
 from basisnet_jax.data.pipeline import Dataset
 from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
@@ -92,7 +92,7 @@ def described(file: str, run: sweep.Variant) -> dict:
 @functools.cache
 def cost(config: str) -> dict[str, int]:
     config = ml_collections.ConfigDict(json.loads(config))
-    items = madds.of(config)
+    items = madds.count(models.create_abstract(config), preprocess.of(config).shape)
     return {
         "madds": madds.total(items),
         "preview_madds": madds.preview_only(items) if config.model == "basisnet" else 0,
@@ -110,7 +110,7 @@ def arrays(config, data: Dataset) -> dict[str, np.ndarray]:
         batches = data.eval_batches(split, ids=bool(taught))
         batches = ({name: rows[batch["mask"].astype(bool)] for name, rows in batch.items()} for batch in batches)
         if taught:
-            teacher = distillation.load(config)
+            teacher = distillation.load(config.distillation, config.num_classes, config.channels)
             batches = distillation.with_stored(batches, data, teacher, config.distillation.cache)
         batches = list(batches)
         for name in ("image", "label", *(["teacher"] if taught else [])):

@@ -146,7 +146,7 @@ def test_coefficients_of_another_image(tiny, make_run, data_dir, tmp_path):
         folder = tmp_path / f"run{temperature}"
         config = tiny(data_dir=data_dir, eval_batch_size=77, **{"coefficients.temperature": temperature})
         make_run(config, folder)
-        report = evaluate.evaluate(config, str(folder), threshold=1.0)
+        report = evaluate.evaluate(str(folder), threshold=1.0)
         assert shuffled.main([str(folder), f"--output={folder}.csv"]) == 0
         (row,) = tables.read_csv(folder.parent / f"{folder.name}.csv")
         assert float(row["top1"]) == pytest.approx(report["top1"], abs=1e-5)

@@ -157,7 +157,7 @@ def test_what_is_prepared(tiny, data_dir, make_run, tmp_path, monkeypatch, capsy
         assert len(found[f"{split} image"]) == len(found[f"{split} label"]) == prepared.num_examples(split)
     whole = [batch["image"][batch["mask"].astype(bool)] for batch in prepared.eval_batches(config.test_split)]
     np.testing.assert_array_equal(found[f"{config.test_split} image"], np.concatenate(whole))
-    of = distillation.load(config)
+    of = distillation.load(config.distillation, config.num_classes, config.channels)
     logits = of.logits(of.weights, preprocessed(found[f"{config.train_split} image"], of.seen.image_size))
     stored = found[f"{config.train_split} teacher"]
     np.testing.assert_allclose(stored, logits, atol=0.05 * np.abs(logits).max())

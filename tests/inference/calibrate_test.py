@@ -29,8 +29,7 @@ def held_out(workdir):
     mesh = partition.create_mesh(run.config.eval_batch_size)
     per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, logits=True)
     rows = per_example(run.params, run.batch_stats, pipeline.open(run.config).eval_batches("validation"))
-    items = madds.of(run.config)
-    return rows, (madds.preview_only(items), madds.total(items))
+    return rows, (madds.preview_only(run.items), madds.total(run.items))
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_results_by_class_are_exact_whatever_the_batches(config, make_run, tmp_p
     config = config.copy_and_resolve_references()
     config.eval_batch_size = 77
     workdir = make_run(config, tmp_path)
-    report = evaluate.evaluate(config, workdir, threshold=0.5)
+    report = evaluate.evaluate(workdir, threshold=0.5)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
     run, whole = runs.load(workdir), config.copy_and_resolve_references()
     whole.eval_batch_size = 360

@@ -72,8 +72,7 @@ def by_evaluation(workdir, images):
 
 
 def costs(workdir):
-    config = runs.load_config(workdir)
-    items = madds.of(config)
+    items = runs.load(workdir).items
     return {"preview": madds.preview_only(items), "specialist": madds.total(items), "network": madds.total(items)}
 
 

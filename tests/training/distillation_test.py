@@ -62,12 +62,16 @@ def test_loss_by_its_formula(tiny):
 
     outputs = Outputs(jnp.asarray(final), jnp.asarray(preview))
     for heads, taught in (("both", (1, 1)), ("final", (1, 0)), ("preview", (0, 1))):
-        config = tiny(preview_loss_weight=0.5)
-        config.distillation.update(weight=weight, temperature=T, heads=heads)
-        total, parts = losses.joint(outputs, jnp.asarray(labels), softmax(teacher / T), config)
+        fields = tiny().distillation
+        fields.update(weight=weight, temperature=T, heads=heads)
+        total, parts = losses.joint(outputs, jnp.asarray(labels), softmax(teacher / T), 0.5, fields)
         np.testing.assert_allclose(parts["final_loss"], expected(final)[taught[0]], rtol=1e-5)
         np.testing.assert_allclose(parts["preview_loss"], expected(preview)[taught[1]], rtol=1e-5)
         np.testing.assert_allclose(total, parts["final_loss"] + 0.5 * parts["preview_loss"], rtol=1e-6)
+
+
+def load(config):
+    return distillation.load(config.distillation, config.num_classes, config.channels)
 
 
 def one_step(config, batch, teacher=None, weights=None):
@@ -85,7 +89,7 @@ def test_the_teacher_runs_in_the_step_or_is_read_from_disk(config, tmp_path, cap
     """Where nothing is augmented both ways teach the same, if the teacher's crop and size are the student's."""
     config.augment.update(shift=0.0, rotation=0.0, zoom=0.0)
     config.distillation.update(temperature=2.0, weight=0.7)
-    teacher = distillation.load(config)
+    teacher = load(config)
     batch = next(pipeline.open(config).train_batches())
     metrics, gradient = one_step(config, batch, teacher, teacher.weights)
     plain, other = one_step(config, batch)
@@ -165,13 +169,13 @@ def test_what_is_refused(config, tmp_path):
     changed = config_like(config)
     changed.distillation.teacher = str(tmp_path)
     with pytest.raises(UserError, match="config.json is missing"):
-        distillation.load(changed)
+        load(changed)
     with pytest.raises(UserError, match="has 10 classes, expected 11"):
-        distillation.load(config_like(config, num_classes=11))
+        load(config_like(config, num_classes=11))
     static = config_like(config, model="static")
     static.distillation.heads = "preview"
-    with pytest.raises(UserError, match="has no preview"):
-        distillation.load(static)
+    with pytest.raises(UserError, match="config.distillation.heads='preview'.* has no preview"):
+        parsing.resolve(static)
     # Before the workdir is claimed.
     config.distillation.weight = -1.0
     with pytest.raises(UserError, match="config.distillation.weight=-1.0, expected a number from 0 to 1"):

@@ -87,7 +87,7 @@ def test_moving_average_warms_up():
     np.testing.assert_allclose(late, 0.5)
 
 
-def test_joint_loss_is_the_weighted_sum(tiny):
+def test_joint_loss_is_the_weighted_sum():
     logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     labels = np.array([1, 3, 0])
 
@@ -97,10 +97,10 @@ def test_joint_loss_is_the_weighted_sum(tiny):
         return -(target * log_p).sum(-1).mean()
 
     outputs = Outputs(jnp.asarray(logits[0]), jnp.asarray(logits[1]))
-    loss, parts = losses.joint(outputs, losses.targets(labels, 4, 0.1), None, tiny(preview_loss_weight=0.3))
+    loss, parts = losses.joint(outputs, losses.targets(labels, 4, 0.1), None, 0.3, None)
     final, preview = cross_entropy(logits[0], 0.1), cross_entropy(logits[1], 0.1)
     np.testing.assert_allclose([loss, *parts.values()], [final + 0.3 * preview, final, preview], rtol=1e-5)
-    alone, parts = losses.joint(Outputs(outputs.logits), losses.targets(labels, 4, 0.1), None, tiny())
+    alone, parts = losses.joint(Outputs(outputs.logits), losses.targets(labels, 4, 0.1), None, 1.0, None)
     np.testing.assert_allclose(alone, final, rtol=1e-5)
     assert set(parts) == {"final_loss"}
 
