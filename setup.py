@@ -14,7 +14,7 @@ setup(
         "basisnet_jax.report": ["style.css"],
     },
     package_dir={"basisnet_jax.configs": "configs", "basisnet_jax.configs.sweeps": "configs/sweeps"},
-    entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
+    entry_points={"console_scripts": ["basisnet = basisnet_jax.__main__:main"]},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.13",

@@ -174,6 +174,9 @@ VERBS: dict[str, Callable[[Namespace], None]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code. Without `argv`, as a process, it ends that at a signal."""
+    if sys.stderr is None:  # closed: else messages go to stdout, and libjpeg's to whatever file is opened next
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w")
     quiet_logs()
     keep_freed_memory()
     paths.expand_environment()

@@ -435,6 +435,23 @@ sys.exit(cli.main(["count"]))
     assert command.wait(60) == 1 and command.stderr.read() == ""
 
 
+def test_stderr_may_be_closed():
+    """Results alone are on stdout, and no file becomes descriptor 2."""
+    code = """
+import os, sys
+from basisnet_jax import cli
+def wrong(given):
+    print("result", os.path.samestat(os.fstat(2), os.stat(os.devnull)))
+    raise cli.UserError("a message")
+cli.VERBS["wrong"] = wrong
+sys.argv[1:] = ["wrong"]
+sys.exit(cli.main())
+"""
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "result True\n")
+
+
 @pytest.mark.odd("disk")
 @pytest.mark.parametrize("rows", [1, 100_000])  # in the buffer till the end, and more than it holds
 def test_a_full_disk_behind_stdout_is_told_in_one_line(rows, record_property):

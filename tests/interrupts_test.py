@@ -98,6 +98,19 @@ def test_a_signal_lets_training_save(number, data_dir, monkeypatch, tmp_path, ca
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["6"]
 
 
+@pytest.mark.odd("signal")
+def test_while_the_command_is_imported_ctrl_c_ends_it_without_a_word(tmp_path, record_property):
+    (tmp_path / "absl.py").write_text("import time\nprint('imported', flush=True)\ntime.sleep(60)")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(conftest.ROOT)])}
+    command = [sys.executable, "-m", "basisnet_jax", "configs"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "imported\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    conftest.record_told(record_property, process.returncode, err)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
+
+
 BUSY = """
 import hashlib, sys, time
 from basisnet_jax import cli, interrupts

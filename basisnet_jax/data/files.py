@@ -1,20 +1,19 @@
-"""Image files as evaluation sees them: what a user's paths mean, read ahead by threads."""
+"""Image files as evaluation sees them: what a user's paths mean, read by threads."""
 
 import itertools
 import os
 import pathlib
 import sys
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from basisnet_jax.data import folder, pipeline, walk
-from basisnet_jax.errors import UserError
+from basisnet_jax.data import folder, jpeg_warnings, pipeline, walk
+from basisnet_jax.errors import UserError, one_line
 from basisnet_jax.preprocess import Preprocess
 
-READ_AHEAD = 128  # images
+CHUNK = 64  # images that are read at once
 
 
 def list_files(inputs: list[str]) -> list[str]:
@@ -36,7 +35,10 @@ def listed_on_stdin() -> list[str]:
 
 
 def read(seen: Preprocess, paths: list[str]) -> Iterator[tuple[str, np.ndarray | Exception]]:
-    """Every path, in order, with the image as evaluation sees it, uint8 [H, W, C], or with what is wrong."""
+    """Every path, in order, with the image as evaluation sees it, uint8 [H, W, C], or with what is wrong.
+
+    A damaged JPEG that decodes is named on stderr.
+    """
 
     def read_one(path):
         try:
@@ -51,10 +53,18 @@ def read(seen: Preprocess, paths: list[str]) -> Iterator[tuple[str, np.ndarray |
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        reads = (pool.submit(read_one, path) for path in paths)
-        ahead = deque(itertools.islice(reads, READ_AHEAD))
-        while ahead:
-            yield ahead.popleft().result()
-            ahead.extend(itertools.islice(reads, 1))
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            with jpeg_warnings.caught() as of_any:
+                reads = list(pool.map(read_one, chunk))
+            if not of_any:
+                yield from reads
+                continue
+            for path in chunk:  # once more, alone: which one was it?
+                with jpeg_warnings.caught() as warnings:
+                    _, image = read_one(path)
+                if warnings and not isinstance(image, Exception):
+                    print(f"basisnet: {one_line(path)} is damaged, but decodes ({warnings[0]})", file=sys.stderr)
+                yield path, image
     finally:
         pool.shutdown(cancel_futures=True)

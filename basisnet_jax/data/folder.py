@@ -4,7 +4,7 @@
 before training starts, and writes TFDS's own files; a folder in which a file was added, removed or changed is prepared
 anew, beside what was prepared before. Ordinary JPEGs keep their bytes; whatever else Pillow reads is stored as an 8-bit
 RGB PNG: grey, palette and CMYK converted, 16 bits scaled to 8, transparency laid over white, of an animation the first
-frame, and EXIF rotation carried out.
+frame, and EXIF rotation carried out. So is a damaged JPEG that decodes: libjpeg would warn of it in every epoch.
 """
 
 import io
@@ -18,7 +18,7 @@ import PIL.ImageOps
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from basisnet_jax.data import digests, listing
+from basisnet_jax.data import digests, jpeg_warnings, listing
 from basisnet_jax.errors import UserError, one_line
 
 BAD_IMAGES = ("stop", "skip")
@@ -33,7 +33,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     """
 
     name = "folder"
-    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 kept JPEGs that TensorFlow cannot decode
+    VERSION = tfds.core.Version("1.2.0")  # 1.0.0 kept JPEGs that TensorFlow cannot decode, 1.1.0 damaged ones
     url_infos = None  # nothing is downloaded
 
     def __init__(self, path: str, bad_images: str, **kwargs):
@@ -58,7 +58,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             description=f"The images of {one_line(str(self.root))}.",
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
-            metadata=tfds.core.MetadataDict(skipped={}),
+            metadata=tfds.core.MetadataDict(skipped={}, damaged={}),
         )
 
     def _split_generators(self, dl_manager):
@@ -66,13 +66,14 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, files) for split, files in self.listing.files.items()}
 
     def _generate_examples(self, split, files):
-        skipped = {}
+        skipped, damaged = {}, {}
         for label, path in files:
             name = digests.name_in(self.root, path)
             digests.check_as_listed(path, self.stats[name])
             try:
                 encoded = encode(path)
-                tf.io.decode_image(encoded, channels=3)  # as training will, which is stricter than Pillow
+                with jpeg_warnings.caught() as warnings:
+                    decoded = tf.io.decode_image(encoded, channels=3)  # as training will, which is stricter than Pillow
             except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file
                 message = unreadable(path, error)
                 if self.bad_images == "stop":
@@ -80,12 +81,16 @@ class Folder(tfds.core.GeneratorBasedBuilder):
                 print(f"skipped: {one_line(message)}")
                 skipped[name] = label, message
                 continue
+            if warnings:
+                damaged[name] = warnings[0]
+                encoded = png(PIL.Image.fromarray(decoded.numpy()))
             yield os.fsencode(name), {"image": io.BytesIO(encoded), "label": label}
         read = {label for label, path in files if digests.name_in(self.root, path) not in skipped}
         for label, message in skipped.values():
             if not read or (split == "train" and label not in read):
                 raise UserError(f"none of the {split} images of class {label!r} can be read: {message}")
         self.info.metadata["skipped"].update({name: message for name, (_, message) in skipped.items()})
+        self.info.metadata["damaged"].update(damaged)
 
 
 def encode(path: pathlib.Path) -> bytes:
@@ -95,10 +100,13 @@ def encode(path: pathlib.Path) -> bytes:
         upright = image.getexif().get(0x0112, 1) == 1
         if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
             return encoded  # not decoded: whoever decodes it finds out whether it is whole
-        image = PIL.ImageOps.exif_transpose(image)
-        output = io.BytesIO()
-        to_rgb(image).save(output, "PNG")
-        return output.getvalue()
+        return png(to_rgb(PIL.ImageOps.exif_transpose(image)))
+
+
+def png(image: PIL.Image.Image) -> bytes:
+    output = io.BytesIO()
+    image.save(output, "PNG")
+    return output.getvalue()
 
 
 def unreadable(path: pathlib.Path, error: Exception) -> str:

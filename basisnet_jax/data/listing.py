@@ -208,20 +208,34 @@ def check_trained(root: pathlib.Path, files: Files, carved: list[str]) -> None:
 
 
 def carve(root: pathlib.Path, found: Files) -> Files:
-    """Fills missing splits from train. Where a file goes follows from its name alone, so it stays when others come."""
+    """Fills missing splits from train. Where a file goes follows from its name alone, so it stays when others come.
+
+    Among few images it may happen that none goes to a split. It gets one of each class that has three or more.
+    """
+
+    def place(pair):
+        digest = hashlib.sha256(os.fsencode(name_in(root, pair[1]))).digest()
+        return int.from_bytes(digest[:8]) / 2**64
+
     missing = {split: share for split, share in CARVED.items() if split not in found}
     result: Files = {"train": [], **{split: [] for split in missing}}
-    for label, file in found["train"]:
-        digest = hashlib.sha256(os.fsencode(name_in(root, file))).digest()
-        place = int.from_bytes(digest[:8]) / 2**64
+    for pair in found["train"]:
+        rest = place(pair)
         for split, share in missing.items():
-            if place < share:
-                result[split].append((label, file))
+            if rest < share:
+                result[split].append(pair)
                 break
-            place -= share
+            rest -= share
         else:
-            result["train"].append((label, file))
+            result["train"].append(pair)
+    sizes = collections.Counter(label for label, _ in found["train"])
     for split in missing:
+        if not result[split]:
+            left = collections.defaultdict(list)
+            for pair in result["train"]:
+                left[pair[0]].append(pair)
+            result[split] = [min(of, key=place) for label, of in left.items() if sizes[label] >= 3 and len(of) > 1]
+            result["train"] = [pair for pair in result["train"] if pair not in result[split]]
         if not result[split]:
             count, train = len(found["train"]), f"{root}/train/CLASS"
             where = f"add images, or sort them into {train} and {root}/{split}/CLASS"

@@ -99,11 +99,18 @@ class Source:
         """Of a folder, what cannot be read and was skipped: why, by name."""
         return {**self.folder.listing.bad, **(self.builder.info.metadata or {}).get("skipped", {})}
 
-    def told_skipped(self) -> str | None:
-        """The skipped files of a folder in a line, or None: only preparing, which may be long ago, names each."""
-        if not self.folder or not self.skipped:
-            return None
-        return f"skipped in {self.name}, unreadable: {len(self.skipped)} ({listing.few([*self.skipped])})"
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Of a folder, the JPEGs that are damaged and were used as far as they decode: libjpeg's warning, by name."""
+        return (self.builder.info.metadata or {}).get("damaged", {})
+
+    def told(self) -> list[str]:
+        """Of a folder, a line on skipped and one on damaged files: preparing, which finds them, may be long ago."""
+        if not self.folder:
+            return []
+        kinds = {"skipped in {}, unreadable": self.skipped, "damaged in {}, but used": self.damaged}
+        told = {kind.format(self.name): [*names] for kind, names in kinds.items() if names}
+        return [f"{kind}: {len(names)} ({listing.few(names)})" for kind, names in told.items()]
 
     def summary(self) -> str:
         """Of a folder, what is in it and what is not used, on a few lines."""
@@ -120,7 +127,7 @@ class Source:
         if self.folder:
             record["images"] = self.folder.listing.counts(self.skipped)
             record["ignored"] = self.folder.listing.ignored
-            record["skipped"] = self.skipped
+            record["skipped"], record["damaged"] = self.skipped, self.damaged
             record["files"] = {name: [*stat, self.digests[name]] for name, stat in self.folder.stats.items()}
         return record
 

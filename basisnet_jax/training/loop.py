@@ -50,7 +50,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
     config = source.completed(config)
     runs.check(config, workdir)
     data = pipeline.open(config, source)
-    data_record.say(source.told_skipped())
+    for line in source.told():
+        data_record.say(line)
     mesh = partition.create_mesh(config.batch_size, config.fsdp)
     evaluation_mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     total_steps, steps_per_epoch = pipeline.lengths(config, data)

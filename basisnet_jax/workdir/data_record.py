@@ -1,8 +1,9 @@
 """`data.json` of a run: what its examples are, and whether they are still the same.
 
 {"dataset", "fingerprint", "splits": {name: count}, "classes": [...]}, and for a folder of images
-"files": {name: [size, time in ns, digest]}, "images": {split: {class: count}}, "ignored": {why: [names]} and
-"skipped": {name: why}. Runs of earlier commits have none: of a folder's classes their `classes.json` tells what it can.
+"files": {name: [size, time in ns, digest]}, "images": {split: {class: count}}, "ignored": {why: [names]},
+"skipped": {name: why} and "damaged": {name: libjpeg's warning}. Runs of earlier commits have none: of a folder's
+classes their `classes.json` tells what it can.
 """
 
 import json

@@ -48,6 +48,34 @@ def test_missing_splits_are_carved_and_stay_as_they_are(tmp_path):
     assert digests.fingerprint(root, files, after.stats) != digests.fingerprint(root, after.files, after.stats)
 
 
+def carved(**sizes):
+    """Names by split of a folder with so many images of each class."""
+    root = pathlib.Path("/images")
+    train = [(label, root / label / f"{i}.jpg") for label, size in sizes.items() for i in range(size)]
+    files = listing.carve(root, {"train": train})
+    assert sorted(pair for pairs in files.values() for pair in pairs) == sorted(train)
+    return {split: [str(path.relative_to(root)) for _, path in pairs] for split, pairs in files.items()}
+
+
+def test_splits_are_those_of_earlier_runs():
+    files = carved(cat=30, dog=30)
+    assert files["validation"] == ["cat/3.jpg", "cat/13.jpg", *(f"dog/{i}.jpg" for i in (6, 9, 21, 22))]
+    assert files["test"] == [f"dog/{i}.jpg" for i in (13, 16, 19, 23, 24)]
+
+
+def test_few_images_are_held_out_of_each_class_that_has_three():
+    files = carved(cat=3, dog=3, eel=2)  # by their names alone all would be trained on
+    classes = {split: [name.split("/")[0] for name in names] for split, names in files.items()}
+    assert classes == {"train": ["cat", "dog", "eel", "eel"], "validation": ["cat", "dog"], "test": ["cat", "dog"]}
+    # When so many images have come that the names decide, nothing that was trained on is held out.
+    more = carved(cat=30, dog=30, eel=2)
+    assert not set(files["train"]) & {*more["validation"], *more["test"]}
+    # A class keeps its last image of train.
+    assert carved(cat=3, wolf=3)["test"] == ["cat/0.jpg"]
+    with pytest.raises(UserError, match="too few images, 4: none of them goes to the validation split"):
+        carved(cat=2, dog=2)
+
+
 def test_named_splits_are_used(tmp_path):
     for split in ("train", "val", "test"):
         fill(tmp_path / split, each=3)

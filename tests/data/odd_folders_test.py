@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -10,9 +11,10 @@ import conftest
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from basisnet_jax import cli
-from basisnet_jax.data import listing
+from basisnet_jax.data import listing, pipeline
 from basisnet_jax.data.source import Source
 from basisnet_jax.errors import UserError
 from basisnet_jax.training import loop
@@ -351,6 +353,29 @@ def test_skipped(name, train, tmp_path):
     images = {split: sum(labels.values()) for split, labels in source.record()["images"].items()}
     assert images == source.splits and sum(images.values()) == 2 * MANY
     assert train(root)[0] == 2
+
+
+def test_a_damaged_jpeg_is_named_once_and_trained_on_in_silence(train, tmp_path, tiny, capfd):
+    """In the process's descriptor 2, where libjpeg writes."""
+    root = many(tmp_path / "images", "cat", "dog")
+    damaged, tail = root / "cat/x.jpg", bytes(12) + JPEG[-2:]
+    damaged.write_bytes(JPEG[:-2] + tail)
+    decoded = tf.io.decode_image(damaged.read_bytes()).numpy()
+    [text] = capfd.readouterr().err.splitlines()
+    assert text.startswith("Corrupt JPEG data: ")
+    for _ in range(2):  # also where it was prepared before
+        _, _, lines = train(root)
+        line = f"basisnet: damaged in folder:{root}, but used: 1 (cat/x.jpg)"
+        assert told(lines) == [line, "basisnet: the data are fine"] and not any("JPEG data" in line for line in lines)
+    config = {"dataset": f"folder:{root}", "data_dir": f"{tmp_path}/data", "num_classes": 2, "channels": 3}
+    data = pipeline.open(tiny(**config, batch_size=8))
+    assert data.source.record()["damaged"] == {"cat/x.jpg": text}
+    split = next(split for split, pairs in data.source.folder.listing.files.items() if ("cat", damaged) in pairs)
+    examples = data.source.builder.as_dataset(split=split).as_numpy_iterator()
+    assert any(np.array_equal(decoded, example["image"]) for example in examples)  # pixel for pixel
+    list(itertools.islice(data.train_batches(), data.steps_per_epoch() + 1))
+    list(data.eval_batches("train+validation+test"))
+    assert "JPEG" not in capfd.readouterr().err
 
 
 @pytest.fixture

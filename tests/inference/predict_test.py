@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 
+import conftest
 import jax
 import numpy as np
 import PIL.Image
@@ -267,6 +268,27 @@ def test_no_file_is_lost_behind_a_bad_one(predict, workdir, digits, tmp_path, ho
         rf"basisnet: {tmp_path}/a\nb.jpg is not a readable image ({reason})",
         f"basisnet: 1 of {len(paths) + 1} files could not be read",
     ]
+
+
+@pytest.mark.odd("folder")
+def test_damaged_jpegs_are_named_and_answered(workdir, digits, tmp_path, capfd, record_property):
+    """Only these, in the process's descriptor 2: libjpeg itself does not know the name."""
+    paths, _ = digits
+    whole, damaged, broken = (tmp_path / name for name in ("whole.jpg", "a\nb.jpg", "broken.jpg"))
+    PIL.Image.new("RGB", (64, 48), "red").save(whole)
+    content = whole.read_bytes()
+    damaged.write_bytes(content[:-2] + bytes(12) + content[-2:])
+    broken.write_bytes(content[:-9])
+    given = [str(path) for path in (*paths, whole, damaged, broken)]
+    code = cli.main(["predict", f"--workdir={workdir}", "--json", "--threshold=1", *given])
+    out, err = capfd.readouterr()
+    conftest.record_told(record_property, code, err)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 2 and [row["file"] for row in rows] == given[:-1]
+    assert rows[-1]["confidence"] == rows[-2]["confidence"]  # the damage lies behind the pixels
+    named, unreadable, _ = err.splitlines()
+    assert named.startswith(rf"basisnet: {tmp_path}/a\nb.jpg is damaged, but decodes (Corrupt JPEG data: ")
+    assert unreadable.startswith(f"basisnet: {broken} is not a readable image (jpeg::Uncompress failed")
 
 
 def test_folders_that_may_not_be_listed_and_links(predict, workdir, digits, tmp_path, monkeypatch):
