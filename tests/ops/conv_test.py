@@ -52,7 +52,7 @@ def assert_equals_loop(x, kernels, paths, **options):
     def run(x, kernels):
         results = []
         for path in ("loop", *paths):
-            for platform in ("cpu", "tpu") if path == "depthwise" else ("cpu",):
+            for platform in ("cpu", "tpu", "gpu") if path == "depthwise" else ("cpu",):
                 with platforms.paths_for(platform):
                     f = partial(conv.conv_per_example, path=path, **options)
                     results.append(value_and_gradients(f, x, kernels))
@@ -93,6 +93,8 @@ def test_general(kernel, stride, padding, size):
         ((2, 7, 6, 4), (3, 3), 4, {"groups": 4, "padding": [(0, 2), (-1, 3)]}),
         ((2, 9, 4), (3,), 4, {"groups": 4, "strides": (2,)}),
         ((2, 7, 6, 4), (1, 1), 4, {"groups": 4}),
+        ((2, 17, 30, 4), (3, 3), 4, {"groups": 4}),  # on GPU 2 x 3 tiles, the last row of zeros
+        ((2, 62, 9, 4), (3, 2), 4, {"groups": 4, "strides": (2, 3), "dilation": (1, 2)}),
     ],
 )
 def test_depthwise_of_other_shapes(x, window, outputs, options):
