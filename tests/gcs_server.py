@@ -176,6 +176,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404, f"No such object: {bucket}/{name}")
         self.send(204)
 
+    def move(self, query: dict, bucket: str, name: str, to_name: str) -> None:
+        if (bucket, name) not in self.server.objects:
+            return self.refuse(404, f"No such object: {bucket}/{name}")
+        self.store(bucket, to_name, self.server.objects.pop((bucket, name))[1])
+
     def rewrite(self, query: dict, bucket: str, name: str, to_bucket: str, to_name: str) -> None:
         if (bucket, name) not in self.server.objects:
             return self.refuse(404, f"No such object: {bucket}/{name}")
@@ -196,6 +201,7 @@ ROUTES = [
     ("POST", f"/upload{BUCKET}/o", Handler.upload),
     ("PUT", f"/upload{BUCKET}/o", Handler.upload),
     ("DELETE", OBJECT, Handler.delete),
+    ("POST", f"{OBJECT}/moveTo/o/([^/]+)", Handler.move),
     ("POST", f"{OBJECT}/(?:rewriteTo|copyTo)/b/([^/]+)/o/([^/]+)", Handler.rewrite),
 ]
 

@@ -16,6 +16,7 @@ import pytest
 
 import basisnet_jax
 from basisnet_jax import cli
+from basisnet_jax.data import source
 from basisnet_jax.errors import UserError
 from basisnet_jax.workdir import checkpoint, files, runs, stores
 
@@ -111,7 +112,7 @@ def save(step, keep=2):
 
 
 def test_checkpoints(bucket):
-    for step in (1, 2, 3):
+    for step in (2, 3):
         save(step)
     bucket.objects["bucket", "run/checkpoints/4/default/_METADATA"] = (10**9, b"")  # of a run killed while it saved
     assert sorted(checkpoint.steps(RUN)) == [2, 3] and checkpoint.newest(RUN) == 3
@@ -152,7 +153,8 @@ VERBS = [
 
 
 @pytest.fixture
-def somewhere(monkeypatch, tmp_path, data_dir):
+def somewhere(monkeypatch, tmp_path, data_dir, tiny):
+    source.Source.find(tiny(data_dir=data_dir))  # that it prepares the data is told
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
     (tmp_path / "a.png").write_bytes(b"")
@@ -191,7 +193,10 @@ def test_load_takes_places_that_can_be_read():
 @pytest.mark.end_to_end
 def test_a_killed_run_goes_on_and_ends_as_one_on_this_machine(bucket, somewhere, tmp_path, capsys):
     """And all that reads a run reads it."""
-    train = ["train", "--config=digits:bases=2,width=0.1", "--config.num_epochs=3", "--config.checkpoint_every_steps=5"]
+    train = ["train", "--config=digits:bases=2,width=0.1", "--config.num_epochs=2"]
+    train += ["--config.checkpoint_every_steps=5", "--config.log_every_steps=5"]
+    for field in ("num_stages=1", "stage_strides=2,", "head_features=12"):
+        train += [f"--config.network.{field}", f"--config.preview.{field}"]
     command = [sys.executable, "-m", "basisnet_jax.cli", *train, f"--workdir={RUN}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not any(name.endswith("/5/commit_success.txt") for name in names(bucket)):
