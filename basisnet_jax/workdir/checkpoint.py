@@ -151,7 +151,7 @@ def write_checksums(workdir: str) -> None:
     if jax.process_index() == 0:
         folder = files.at(directory(workdir))
         if files.is_remote(folder):
-            [unfinished] = [folder / str(step) for step in steps(workdir, finished=False)]
+            unfinished = folder / str(max(steps(workdir, finished=False)))  # an older one is half deleted
         else:
             [unfinished] = folder.glob("*.orbax-checkpoint-tmp*")
         (unfinished / "checksums.json").write_text(json.dumps(files.checksums(unfinished, CHANGING), indent=1))

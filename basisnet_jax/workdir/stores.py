@@ -122,19 +122,21 @@ def locked(workdir: str) -> Iterator[None]:
     """
     path = f"{workdir}/lock"
     store, name = filesystem(at(path))
-    with told(path), _in_turn():
-        holder = _holder(store, name)
-        if holder and _has_ended(*holder):
-            store.rm_file(name)
-            holder = None
-        if not holder:
-            try:
-                store.pipe_file(name, f"{os.getpid()} {socket.gethostname()}".encode(), mode="create")
-            except FileExistsError:  # a run on another machine has been faster
-                holder = _holder(store, name)
+    try:
+        with _in_turn():
+            holder = _holder(store, name)
+            if holder and _has_ended(*holder):
+                store.rm_file(name)
+                holder = None
+            if not holder:
+                try:
+                    store.pipe_file(name, f"{os.getpid()} {socket.gethostname()}".encode(), mode="create")
+                except FileExistsError:  # a run on another machine has been faster
+                    holder = _holder(store, name)
+    except Exception as error:
+        raise UserError(f"workdir {workdir} cannot be written: {words(error)}") from error
     if holder:
-        process, machine = holder
-        where = f"process {process} on {machine}"
+        where = "process {} on {}".format(*holder)
         raise UserError(f"workdir {workdir} is in use by {where}; if that has ended, remove {path}")
     try:
         yield

@@ -74,6 +74,8 @@ def test_what_the_store_refuses_is_an_error_of_a_file_system(bucket):
     assert "no storage.objects.create access" in files.unwritable(RUN)
     with pytest.raises(OSError, match="no storage.objects.create access"):
         files.append(f"{RUN}/log", "first")
+    with pytest.raises(UserError, match=f"workdir {RUN} cannot be written: Forbidden"), runs.locked(RUN):
+        pass
     assert files.unwritable("gs://other/run") == "there is no such bucket"
 
 
