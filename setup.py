@@ -56,6 +56,7 @@ setup(
             "sphinx-book-theme>=1.4,<2",
             "ipykernel>=7.4,<8",
         ],
+        "gcs": ["gcsfs>=2026.9,<2027"],  # workdirs in gs:// buckets; brings google-cloud-storage for Orbax
         "slurm": ["submitit>=1.5.4,<2"],  # basisnet sweep --cluster=slurm
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],

@@ -289,6 +289,7 @@ def quiet_logs() -> None:
     logging.converter.logging.getLogger("tensorflow").setLevel(logging.converter.logging.ERROR)
     # Where one of Orbax's reads fails, the others are reported too: by asyncio, and as errors that cannot be raised.
     logging.converter.logging.getLogger("asyncio").setLevel(logging.converter.logging.CRITICAL)
+    logging.converter.logging.getLogger("gcsfs").setLevel(logging.converter.logging.CRITICAL)  # raises what it logs
     unraisable = sys.unraisablehook
 
     def shown_unraisable(report):

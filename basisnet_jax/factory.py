@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import ml_collections
 
-from basisnet_jax import models
+from basisnet_jax import models, paths
 from basisnet_jax.classifier import Classifier
 from basisnet_jax.configs import (
     default,
@@ -146,9 +146,9 @@ def load(place: str | os.PathLike, checkpoint: str | int | None = None) -> "Clas
     """A model read back, in evaluation mode; `.predict(images)` takes raw uint8 images.
 
     Args:
-      place: the workdir of a run, trained or imported; or a folder that `basisnet export` wrote. An export to
-        safetensors is the same kind of model as a run's; other formats are run by their own runtime, and what is
-        returned only calls them.
+      place: the workdir of a run, trained or imported, which may be gs://BUCKET/FOLDER; or a folder that `basisnet
+        export` wrote. An export to safetensors is the same kind of model as a run's; other formats are run by their own
+        runtime, and what is returned only calls them.
       checkpoint: of a workdir: a step, "best" (on the validation split), or None for the newest.
 
     Raises:
@@ -158,14 +158,19 @@ def load(place: str | os.PathLike, checkpoint: str | int | None = None) -> "Clas
       >>> model = load("runs/digits", checkpoint="best")  # doctest: +SKIP
       >>> model.predict(images).labels  # doctest: +SKIP
     """
-    place = os.path.expanduser(os.fspath(place))
-    if os.path.exists(os.path.join(place, "model.json")):
+    from basisnet_jax.workdir import files
+
+    try:
+        place = paths.of_run(os.fspath(place))
+    except ValueError as error:
+        raise UserError(f"{error}: expected a folder on this machine or gs://BUCKET/FOLDER") from None
+    if not files.is_remote(place) and os.path.exists(os.path.join(place, "model.json")):
         if checkpoint is not None:
             raise UserError(f"checkpoint={checkpoint!r} given, but {place} is an export, which holds one only")
         from basisnet_jax import export
 
         return export.load_model(place)
-    if not os.path.exists(os.path.join(place, "config.json")):
+    if not files.exists(os.path.join(place, "config.json")):
         raise UserError(f"{place} holds neither config.json nor model.json: expected a workdir or an export")
     from basisnet_jax.workdir import runs
 

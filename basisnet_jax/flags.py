@@ -56,6 +56,7 @@ def one_of(choices: Iterable[str]) -> Kind:
 
 TEXT = Kind("text", str)
 PATH = Kind("a path on this machine, such as of a mounted bucket", paths.local)
+RUN = Kind("a folder on this machine or gs://BUCKET/FOLDER", paths.of_run)
 NUMBER = Kind("a number", finite)
 NOT_NEGATIVE = Kind("a number not below 0", at_least(0))
 POSITIVE = Kind("a number above 0", at_least(math.ulp(0.0)))
@@ -127,7 +128,7 @@ def add(parser, flag: str, metavar: str, meaning: str, kind: Kind = TEXT, *, cho
     if choices:
         kind = one_of(choices)
         meaning = f"{meaning}: {', '.join(choices)}"
-    elif kind not in (TEXT, PATH):
+    elif kind not in (TEXT, PATH, RUN):
         meaning = f"{meaning}; {kind.expected}"
     shown = options.pop("shown", options.get("default"))
     if shown is not None:
@@ -159,8 +160,8 @@ def config(parser: Parser) -> None:
     parser.add_argument(FIELD, action="store_true", default=argparse.SUPPRESS, help=meaning)
 
 
-def workdir(parser, meaning: str = "of the run", **options) -> None:
-    add(parser, "--workdir", "DIR", meaning, PATH, **options)
+def workdir(parser, meaning: str = "of the run", kind: Kind = RUN, **options) -> None:
+    add(parser, "--workdir", "DIR", meaning, kind, **options)
 
 
 def checkpoint(parser) -> None:
@@ -267,7 +268,7 @@ def import_(parser: Parser) -> None:
 
 def sweep(parser: Parser) -> None:
     add(parser, "--sweep", "FILE", "the sweep, as configs/sweeps/bases_width.py", PATH, required=True)
-    workdir(parser, "new, or of this sweep, which then goes on where it stopped", required=True)
+    workdir(parser, "new, or of this sweep, which then goes on where it stopped", PATH, required=True)
     add(parser, "--cluster", "NAME", "where the runs run", choices=CLUSTERS, default="local")
     add(parser, "--jobs", "N", "runs at once", COUNT, shown="as many as fit, or as Slurm starts")
 

@@ -1,13 +1,15 @@
 """Paths as users write them, in flags, configs and the environment: `~` is the home folder.
 
-A workdir is on a file system of this machine, which a mounted bucket is too: a run locks it, and replaces files and
-folders in it by a rename, which no object store has.
+A workdir is a folder on this machine, where a mounted bucket is too, or one in a bucket of Google Cloud Storage
+(`workdir/stores.py`). Other stores are refused: Orbax writes no checkpoints there. What else a command writes, exports,
+sweeps and caches, is on this machine: it is locked, renamed or mapped into memory, which needs a file system.
 """
 
 import os
 import re
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+BUCKET = re.compile(r"gs://[^/]+")
 # The fields of a config that are paths, "" for none. `dataset` is one where it begins with "folder:".
 FIELDS = ("data_dir", "init_from", "preview_init_from", "distillation.teacher", "distillation.cache")
 ENVIRONMENT = ("TFDS_DATA_DIR", "JAX_COMPILATION_CACHE_DIR")
@@ -29,6 +31,11 @@ def local(path: str) -> str:
     return expanded(path)
 
 
+def of_run(path: str) -> str:
+    """The path of a workdir: one of a bucket without "/" at its end, else `local`."""
+    return path.rstrip("/") if BUCKET.match(path) else local(path)
+
+
 def holds(convert, path: str) -> bool:
     try:
         convert(path)
@@ -39,6 +46,10 @@ def holds(convert, path: str) -> bool:
 
 def is_local(path: str) -> bool:
     return holds(local, path)
+
+
+def is_of_run(path: str) -> bool:
+    return holds(of_run, path)
 
 
 def is_place(path: str) -> bool:

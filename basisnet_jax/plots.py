@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from scipy import stats
 
+from basisnet_jax.workdir import files
+
 LEVEL = 0.95  # of intervals
 NUMBERED, CELLS = 20, 250  # classes, up to which a confusion matrix has numbers and names; its cells a side, at most
 FINAL, PREVIEW, CHOSEN = "#1f4e79", "#b8860b", "#c0392b"
@@ -28,7 +30,7 @@ def early_termination(report: dict, path: str) -> None:
     draw_early_termination(axes, early["curve"], early, report["split"])
     axes.set_title("Early termination: what stopping at the preview saves and costs")
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def draw_early_termination(axes: Axes, curve: list[dict], chosen: dict | None, split: str) -> None:
@@ -65,7 +67,7 @@ def confusion(labels: np.ndarray, answers: dict[str, np.ndarray], names: Sequenc
     figure.colorbar(image, ax=panels, label=f"share of a label's images, {split} split", aspect=30, shrink=0.8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # of names in letters that the font lacks
-        figure.savefig(path, dpi=120)
+        save(figure, path)
 
 
 def draw_confusion(axes: Axes, labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> AxesImage:
@@ -126,7 +128,7 @@ def accuracy_against_madds(rows: list[dict], path: str) -> None:
     axes.set_xlabel("multiply-adds per image (millions), preview and mixing counted")
     axes.margins(x=0.1)
     axes.legend(loc="best", title="Pareto front of (width x bases)")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def accuracy_against_bases(rows: list[dict], path: str) -> None:
@@ -159,7 +161,12 @@ def accuracy_against_bases(rows: list[dict], path: str) -> None:
     axes.minorticks_off()
     axes.set_xlabel("bases")
     axes.legend(loc="best", fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
+
+
+def save(figure: Figure, path: str) -> None:
+    with files.replacing(path, "wb") as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def averaged(rows: list[dict]) -> list[dict]:

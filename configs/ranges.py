@@ -70,6 +70,7 @@ TEXT = text("text", lambda value: True)
 SPLIT = text("a split, such as 'train[:90%]'", lambda value: bool(value.strip()))
 PATTERN = text("a regular expression", is_pattern)
 LOCAL = text("a path on this machine, or ''", paths.is_local)
+RUN = text("a folder on this machine, gs://BUCKET/FOLDER, or ''", paths.is_of_run)
 PLACE = text("a folder, or ''", paths.is_place)
 DATASET = text("a name of TFDS, or folder:PATH with a path on this machine", paths.is_dataset)
 
@@ -137,10 +138,10 @@ RANGES: dict[str, Range] = {
     "coefficients.dropout_per": one_of("example", "batch"),
     "routing.units": PATTERN,
     "routing.hidden": NOT_NEGATIVE,
-    "init_from": LOCAL,
-    "preview_init_from": LOCAL,
+    "init_from": RUN,
+    "preview_init_from": RUN,
     "init_noise": NOT_NEGATIVE,
-    "distillation.teacher": LOCAL,
+    "distillation.teacher": RUN,
     "distillation.weight": SHARE,
     "distillation.temperature": POSITIVE,
     "distillation.heads": one_of("both", "final", "preview"),

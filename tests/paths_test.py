@@ -77,12 +77,20 @@ def test_home_in_the_environment(home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["train", "--config=digits", "--workdir=gs://bucket/run"], "--workdir='gs://bucket/run', expected a path on"),
-        (["evaluate", "--workdir=s3://bucket/run"], "--workdir='s3://bucket/run', expected a path on this machine"),
+        (["train", "--config=digits", "--workdir=gs://"], "--workdir='gs://', expected a folder on this machine or gs"),
+        (
+            ["evaluate", "--workdir=s3://b/run"],
+            "--workdir='s3://b/run', expected a folder on this machine or gs://BUCK",
+        ),
+        (["sweep", "--sweep=s.py", "--workdir=gs://b/all"], "--workdir='gs://b/all', expected a path on this machine"),
+        (
+            ["export", "--workdir=gs://b/run", "--format=onnx", "--output=gs://b/x"],
+            "--output='gs://b/x', expected a path on this machine",
+        ),
         (["predict", "--workdir=w", "gs://bucket/a.png"], "image='gs://bucket/a.png', expected a path on this machine"),
         (["predict", "--export=gs://bucket/x", "a.png"], "--export='gs://bucket/x', expected a path on this machine"),
         (["report", "--workdir=w", "--output=gs://b/r"], "--output='gs://b/r', expected a path on this machine"),
-        (["train", "--config=digits", "--workdir=~no_such_user/run"], "--workdir='~no_such_user/run', expected a path"),
+        (["train", "--config=digits", "--workdir=~no_such_user/run"], "--workdir='~no_such_user/run', expected a fold"),
         (["train", "--config=gs://bucket/c.py", "--workdir=w"], "config 'gs' does not exist"),
         (
             ["train", "--config=digits", "--workdir=w", "--config.data_dir=s3://bucket/tfds"],

@@ -3,9 +3,6 @@
 It is a run of a static network, which evaluate, predict, export and `config.init_from` take like any other.
 """
 
-import os
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +44,7 @@ def extract(workdir: str, output: str, *, which: str | None = None, **source: st
     config.model = "static"
     params, batch_stats = (nnx.to_pure_dict(nnx.state(plain, kind)) for kind in (nnx.Param, nnx.BatchStat))
     with output_folder(output) as folder:
-        if os.path.exists(record := os.path.join(workdir, "data.json")):
-            shutil.copy(record, folder)
+        data_record.copy(workdir, folder)
         runs.claim(config, str(folder))
         runs.write_classes(str(folder), names)
         averaged = {"ema_params": params, "ema_batch_stats": batch_stats}

@@ -13,7 +13,7 @@ from basisnet_jax.distributed import partition
 from basisnet_jax.early_exit import Point, Rule
 from basisnet_jax.errors import UserError
 from basisnet_jax.inference import by_class, evaluate
-from basisnet_jax.workdir import data_record, runs
+from basisnet_jax.workdir import data_record, files, runs
 
 CALIBRATED = "early_exit.json"  # what a rule says that `basisnet calibrate` found
 
@@ -79,7 +79,7 @@ def read_log(workdir: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     path = os.path.join(workdir, "metrics.jsonl")
     log: dict[str, dict[str, list]] = {}
     try:
-        with open(path) as file:
+        with files.reading(path) as file:
             lines = [line for line in file if line.endswith("\n")]  # the last may be about to be written
         for line in lines:
             row = json.loads(line)

@@ -57,7 +57,8 @@ def load(fields, num_classes: int, channels: int) -> Teacher | None:
         images = run.preprocess.normalize(basisnet.resize(pixels, run.config.image_size))
         return run.functions.evaluate(*weights, images).logits.astype(jnp.float32)
 
-    name = f"{os.path.realpath(fields.teacher)} step {run.step}"
+    place = fields.teacher if files.is_remote(fields.teacher) else os.path.realpath(fields.teacher)
+    name = f"{place} step {run.step}"
     return Teacher(run.preprocess, name, (run.params, run.batch_stats), logits)
 
 

@@ -131,7 +131,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints, write = None, lambda *_: None
         if workdir is not None:
-            workdir = paths.local(os.fspath(workdir))
+            workdir = paths.of_run(os.fspath(workdir))
             stack.enter_context(runs.told_when_full(workdir))
             stack.enter_context(runs.locked(workdir))
             claim(model, workdir)

@@ -20,7 +20,7 @@ from basisnet_jax.data import imagenet
 from basisnet_jax.errors import UserError
 from basisnet_jax.training import weights_check, weights_files, weights_names
 from basisnet_jax.training.weights_names import TIMM, TORCHVISION_EFFICIENTNET, Naming
-from basisnet_jax.workdir import checkpoint, runs
+from basisnet_jax.workdir import checkpoint, files, runs
 
 ORIGINS = {
     "tensorflow": {"padding": "same", "epsilon": 1e-3},
@@ -55,7 +55,7 @@ def import_weights(network: str, path: str, workdir: str, origin: str | None = N
     """
     if origin not in (None, *ORIGINS):
         raise UserError(f"--origin={origin!r}, expected one of {', '.join(ORIGINS)}")
-    if os.path.exists(os.path.join(workdir, "config.json")):
+    if files.exists(os.path.join(workdir, "config.json")):
         raise UserError(f"workdir {workdir} already holds a run; use another --workdir")
     runs.check_writable(workdir)
     arrays = weights_files.read(path)

@@ -30,7 +30,7 @@ from basisnet_jax.inference import evaluate
 from basisnet_jax.models import Functional
 from basisnet_jax.training import distillation, initial_weights
 from basisnet_jax.training.step import Step, TrainState, build_step
-from basisnet_jax.workdir import checkpoint, data_record, runs
+from basisnet_jax.workdir import checkpoint, data_record, files, runs
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = False) -> dict:
@@ -230,8 +230,8 @@ def finished_report(config, data: Dataset, workdir: str, functions: Functional, 
     """The evaluation of a run that had finished, made only where there is none, or one of another step (`evaluate`)."""
     print(f"{workdir} has finished its {step} steps: nothing to train")
     path, report = os.path.join(workdir, "evaluation.json"), {}
-    if os.path.exists(path):
-        with open(path) as file:
+    if files.exists(path):
+        with files.reading(path) as file:
             report = json.load(file)
     if report.get("step") != step:
         mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
@@ -244,7 +244,7 @@ def print_overview(config, workdir: str, model: nnx.Module, total_steps: int, fi
     """What is about to be trained, on a few lines; every array's name and shape go to `parameters.txt`."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     if jax.process_index() == 0:
-        with open(os.path.join(workdir, "parameters.txt"), "w") as file:
+        with files.replacing(os.path.join(workdir, "parameters.txt")) as file:
             print(parameter_overview.get_parameter_overview(params, include_stats=False), file=file)
     items = madds.count(model, preprocess.of(config).shape)
     parts = ", ".join(f"{part} {cost / 1e6:.2f}M" for part, cost in madds.summary(items).items())

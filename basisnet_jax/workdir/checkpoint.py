@@ -16,6 +16,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from basisnet_jax import paths
 from basisnet_jax.errors import UserError
 from basisnet_jax.workdir import files
 
@@ -45,13 +46,14 @@ def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
             best_fn=top1,
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=partial(write_checksums, directory(workdir))),
+            async_options=ocp.AsyncOptions(post_finalization_callback=partial(write_checksums, workdir)),
         )
+    folder = files.at(directory(workdir))  # of a bucket it connects to the store
     handler = ocp.PyTreeCheckpointHandler()
     try:
         return ocp.CheckpointManager(directory(workdir), item_handlers=handler, options=options)
     except json.JSONDecodeError:  # Orbax reads all steps' metrics here, and does not say which are damaged
-        for path in sorted(pathlib.Path(directory(workdir)).glob("*/metrics/metrics")):
+        for path in sorted(folder.glob("*/metrics/metrics")):
             try:
                 json.loads(path.read_text())
             except ValueError as error:
@@ -61,14 +63,21 @@ def manager(workdir: str, keep: int | None = None) -> ocp.CheckpointManager:
 
 
 def directory(workdir: str) -> str:
-    return os.path.join(os.path.abspath(workdir), "checkpoints")
+    return os.path.join(paths.absolute(workdir), "checkpoints")
 
 
 def newest(workdir: str) -> int | None:
     """The newest step that is saved whole, without opening it; None where there is none."""
-    path = pathlib.Path(directory(workdir))
-    steps = [int(child.name) for child in path.iterdir() if child.name.isdigit()] if path.is_dir() else []
-    return max(steps, default=None)
+    return max(steps(workdir), default=None)
+
+
+def steps(workdir: str, finished: bool = True) -> list[int]:
+    """The steps that are saved whole, without opening them, or those that are about to be."""
+    folder = files.at(directory(workdir))
+    found = [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
+    if files.is_remote(folder):  # where a file says that a checkpoint is whole, and not its name
+        found = [child for child in found if ocp.utils.is_checkpoint_finalized(child) == finished]
+    return [int(child.name) for child in found]
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state, metrics: dict | None = None) -> None:
@@ -115,36 +124,42 @@ def set_damaged_aside(workdir: str) -> None:
       UserError: there are checkpoints, but none of them is whole.
     """
     if jax.process_index() == 0:
-        folder = pathlib.Path(directory(workdir))
-        steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+        folder = files.at(directory(workdir))
+        newest_first = sorted(steps(workdir), reverse=True)
         damaged = {}
-        for step in steps:
+        for step in newest_first:
             if not (reason := damage(folder / str(step))):
                 break
             damaged[step] = reason
-        if damaged and len(damaged) == len(steps):
-            raise UserError(f"all checkpoints in {folder} are damaged ({damaged[steps[0]]}): nothing to go on from")
+        if damaged and len(damaged) == len(newest_first):
+            reason = damaged[newest_first[0]]
+            raise UserError(f"all checkpoints in {folder} are damaged ({reason}): nothing to go on from")
         for step, reason in damaged.items():
             logging.warning("checkpoint %s/%d is damaged (%s): going back to the one before it", folder, step, reason)
             aside = folder.parent / "damaged"
-            aside.mkdir(exist_ok=True)
-            os.rename(folder / str(step), aside / f"{step}-{len(list(aside.glob(f'{step}-*')))}")
+            files.make_folder(aside)
+            files.move(folder / str(step), aside / f"{step}-{len(list(aside.glob(f'{step}-*')))}")
     multihost_utils.sync_global_devices("damaged checkpoints are set aside")
 
 
-def write_checksums(folder: str) -> None:
-    """Lists the SHA-256 of each file of the checkpoint that is about to get its final name, in `checksums.json`.
+def write_checksums(workdir: str) -> None:
+    """Lists the SHA-256 of each file of the checkpoint that is about to be finished, in `checksums.json`.
 
-    Orbax calls this when all is written and the folder still has a temporary name; the list comes into place with it.
+    Orbax calls this when all is written and the folder still has a temporary name, or in a bucket no file that says
+    that it is whole; the list comes into place with either. Of a bucket, what was written is read once more.
     """
     if jax.process_index() == 0:
-        [unfinished] = pathlib.Path(folder).glob("*.orbax-checkpoint-tmp*")
+        folder = files.at(directory(workdir))
+        if files.is_remote(folder):
+            unfinished = folder / str(max(steps(workdir, finished=False)))  # an older one is half deleted
+        else:
+            [unfinished] = folder.glob("*.orbax-checkpoint-tmp*")
         (unfinished / "checksums.json").write_text(json.dumps(files.checksums(unfinished, CHANGING), indent=1))
 
 
 def fingerprint(workdir: str, step: int) -> str:
     """What tells the checkpoint of a step from any other: the SHA-256 of its `checksums.json`."""
-    folder = pathlib.Path(directory(workdir)) / str(step)
+    folder = files.at(directory(workdir)) / str(step)
     path = folder / "checksums.json"
     listed = path.read_text() if path.exists() else json.dumps(files.checksums(folder, CHANGING), indent=1)
     return hashlib.sha256(listed.encode()).hexdigest()
@@ -173,6 +188,6 @@ def pick(checkpoints: ocp.CheckpointManager, which: str | int | None = None) -> 
         step = int(which)
     else:
         raise UserError(f'--checkpoint={which!r}, expected a step or "best"')
-    if reason := damage(pathlib.Path(checkpoints.directory) / str(step)):
+    if reason := damage(files.at(checkpoints.directory) / str(step)):
         raise UserError(f"checkpoint {checkpoints.directory}/{step} is damaged ({reason})")
     return step

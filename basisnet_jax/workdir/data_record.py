@@ -8,6 +8,7 @@ classes their `classes.json` tells what it can.
 
 import json
 import os
+import pathlib
 import sys
 
 import jax
@@ -53,7 +54,7 @@ def read(workdir: str) -> dict | None:
     """What was recorded, or None."""
     path = os.path.join(workdir, "data.json")
     try:
-        with open(path) as file:
+        with files.reading(path) as file:
             recorded = json.load(file)
         if not recorded.keys() >= {"dataset", "fingerprint", "classes"}:
             raise ValueError("a field is missing")
@@ -68,8 +69,16 @@ def write(source: Source, workdir: str) -> None:
     """Makes `workdir`, and `data.json` in it."""
     if jax.process_index() == 0:
         with runs.told_when_unwritable(workdir):
-            os.makedirs(workdir, exist_ok=True)
+            files.make_folder(workdir)
             files.write_json(os.path.join(workdir, "data.json"), source.record(), indent=None)
+
+
+def copy(workdir: str, folder: pathlib.Path) -> None:
+    """Makes the record, where there is one, that of the run in another folder too."""
+    path = os.path.join(workdir, "data.json")
+    if files.exists(path):
+        with files.reading(path) as file:
+            (folder / "data.json").write_text(file.read())
 
 
 def check_classes(source: Source, workdir: str) -> dict | None:
@@ -93,7 +102,7 @@ def check_classes(source: Source, workdir: str) -> dict | None:
 def displayed_classes(source: Source, workdir: str) -> list[str]:
     """For a run without a record: the names in its `classes.json` if one of them now has another label, else ours."""
     ours, number = source.classes, runs.load_config(workdir).num_classes
-    if not source.folder or (number == len(ours) and not os.path.exists(os.path.join(workdir, "classes.json"))):
+    if not source.folder or (number == len(ours) and not files.exists(os.path.join(workdir, "classes.json"))):
         return ours
     theirs, shown = runs.load_classes(workdir, number), imagenet.readable(ours)
     if number != len(ours) or any(name in shown and name != shown[i] for i, name in enumerate(theirs)):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
+from absl import logging
 from clu import metric_writers
 from flax import nnx
 
@@ -22,7 +23,7 @@ from basisnet_jax import early_exit, madds, models, paths, preprocess
 from basisnet_jax.configs import default, ranges
 from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
-from basisnet_jax.workdir import checkpoint, files
+from basisnet_jax.workdir import checkpoint, files, stores
 
 # What was done before these fields existed, where it differs from today's default.
 BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}
@@ -68,7 +69,7 @@ def load(workdir: str, which: str | None = None) -> Run:
 
 def begun(workdir: str) -> bool:
     """Whether a run is there that can go on. Without a checkpoint nothing is lost: the workdir belongs to nobody."""
-    return os.path.exists(os.path.join(workdir, "config.json")) and checkpoint.newest(workdir) is not None
+    return files.exists(os.path.join(workdir, "config.json")) and checkpoint.newest(workdir) is not None
 
 
 def check_writable(workdir: str) -> None:
@@ -103,19 +104,18 @@ def claim(config: ml_collections.ConfigDict, workdir: str) -> None:
     if begun(workdir) or jax.process_index() > 0:
         return
     with told_when_unwritable(workdir):
-        os.makedirs(workdir, exist_ok=True)
-        if os.path.exists(os.path.join(workdir, "config.json")) and _differing(
+        files.make_folder(workdir)
+        if files.exists(os.path.join(workdir, "config.json")) and _differing(
             flat(config.to_dict()), flat(load_config(workdir).to_dict())
         ):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(workdir, "classes.json"))
+            files.at(os.path.join(workdir, "classes.json")).unlink(missing_ok=True)
         files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
 
 
 def write_classes(workdir: str, names: list[str]) -> None:
     """Writes `classes.json`, unless it is there already: names that a user has put in it stay."""
     path = os.path.join(workdir, "classes.json")
-    if not os.path.exists(path) and jax.process_index() == 0:
+    if not files.exists(path) and jax.process_index() == 0:
         with told_when_unwritable(workdir):
             files.write_json(path, names)
 
@@ -123,10 +123,10 @@ def write_classes(workdir: str, names: list[str]) -> None:
 def load_classes(workdir: str, num_classes: int) -> list[str]:
     """The names of the classes by label; without a `classes.json`, the labels themselves."""
     path = os.path.join(workdir, "classes.json")
-    if not os.path.exists(path):
+    if not files.exists(path):
         return [str(label) for label in range(num_classes)]
     try:
-        with open(path) as file:
+        with files.reading(path) as file:
             names = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
@@ -143,7 +143,7 @@ def load_rule(workdir: str, step: int) -> early_exit.Rule | None:
     """
     path = os.path.join(workdir, "early_exit.json")
     try:
-        with open(path) as file:
+        with files.reading(path) as file:
             found = json.load(file)
         rule = early_exit.Rule(
             float(found["threshold"]), found["criterion"], float(found["temperature"]), "early_exit.json"
@@ -177,10 +177,10 @@ def rule(workdir: str, step: int, threshold: float | None) -> early_exit.Rule | 
 def evaluated_rule(workdir: str, step: int) -> early_exit.Rule | None:
     """The rule in `evaluation.json`, which evaluation chose or was given, if that is of this step."""
     path = os.path.join(workdir, "evaluation.json")
-    if not os.path.exists(path):
+    if not files.exists(path):
         return None
     try:
-        with open(path) as file:
+        with files.reading(path) as file:
             report = json.load(file)
         if report["step"] != step or "early_termination" not in report:
             return None
@@ -200,6 +200,10 @@ def locked(workdir: str) -> Iterator[None]:
     """
     if jax.process_index() > 0:
         yield
+        return
+    if files.is_remote(workdir):
+        with stores.locked(workdir):
+            yield
         return
     with told_when_unwritable(workdir):
         os.makedirs(workdir, exist_ok=True)
@@ -236,7 +240,7 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     """The resolved config of the run in `workdir`; a field that did not exist when it began does what was done then."""
     path = os.path.join(workdir, "config.json")
     try:
-        with open(path) as file:
+        with files.reading(path) as file:
             defaults = over(json.loads(default.get_config().to_json()), BEFORE)
             given = json.load(file)
             sections = [name for name, value in defaults.items() if isinstance(value, dict)]
@@ -278,23 +282,38 @@ class Log:
 
     def __init__(self, workdir: str, first_step: int):
         self.path = os.path.join(workdir, "metrics.jsonl")
+        self.writes = jax.process_index() == 0
         self.tensorboard = None
-        if jax.process_index() > 0:
+        if not self.writes:
             return
-        if os.path.exists(self.path):  # what a killed run logged after its last checkpoint will be logged again
-            with open(self.path) as file:
+        if files.exists(self.path):  # what a killed run logged after its last checkpoint will be logged again
+            with files.reading(self.path) as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            with open(self.path, "w") as file:
+            with files.replacing(self.path) as file:
                 file.writelines(kept)
-        # Not clu's AsyncWriter: a full disk is met here, where it is handled, and not in a thread that prints it.
-        self.tensorboard = metric_writers.SummaryWriter(workdir)
+        with self.events():
+            # Not clu's AsyncWriter: a full disk is met here, where it is handled, and not in a thread that prints it.
+            self.tensorboard = metric_writers.SummaryWriter(workdir)
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[None]:
+        """TensorFlow writes the events. What it cannot reach of a bucket, with its own login, is told and left out."""
+        try:
+            yield
+        except Exception as error:
+            if not files.is_remote(self.path):
+                raise
+            self.tensorboard = None
+            logging.warning("no TensorBoard events, metrics.jsonl has the same: %s", stores.words(error))
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        if self.writes:
+            files.append(self.path, json.dumps({"step": step, "split": split, **scalars}))
         if self.tensorboard:
-            with open(self.path, "a") as file:
-                print(json.dumps({"step": step, "split": split, **scalars}), file=file)
-            self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
+            with self.events():
+                self.tensorboard.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
 
     def close(self) -> None:
         if self.tensorboard:
-            self.tensorboard.close()
+            with self.events():
+                self.tensorboard.close()
