@@ -26,7 +26,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from basisnet_jax.distributed import partition
 from basisnet_jax.models import Functional
+from basisnet_jax.ops.platforms import platform
 
 
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
@@ -86,7 +88,7 @@ def create(
         ]
     clip = []
     if config.clip_norm:
-        own = optax.clip_by_global_norm(config.clip_norm)
+        own = clipped(config.clip_norm)
         clip = [optax.partition({"specialist": own, "other": own}, stages) if config.match_static else own]
     if config.match_static and functions.num_bases:
         # Half before clipping: N bases of 1/sqrt(N) of the gradient have the norm that the one kernel's would have.
@@ -96,6 +98,31 @@ def create(
         rate = config.coefficient_rate * (1 - config.momentum if config.name == "rmsprop" else 1)
         steps.append(scaled({path: rate / n for path, n in functions.head_features.items()}))
     return optax.chain(*clip, *steps)
+
+
+def clipped(largest: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, by our `norm`."""
+
+    def update(updates, params):
+        del params
+        size = norm(updates)
+        return jax.tree.map(lambda u: jnp.where(size < largest, u, u / size.astype(u.dtype) * largest), updates)
+
+    return optax.stateless(update)
+
+
+def norm(tree) -> jax.Array:
+    """The global norm of a pytree of arrays.
+
+    On GPU the sum of an array is a kernel of its own, or two, so that all small arrays are summed as one. Those of the
+    two norms that are logged and the one that clips are a sixth of a step's kernels otherwise.
+    """
+    leaves = jax.tree.leaves(tree)
+    if platform() == "gpu":
+        small = [leaf.reshape(-1) for leaf in leaves if leaf.size < partition.SMALLEST]  # no device has a part of one
+        leaves = [leaf for leaf in leaves if leaf.size >= partition.SMALLEST]
+        leaves += [jnp.concatenate(small)] if small else []
+    return optax.tree.norm(leaves)
 
 
 def scaled(factors: dict[str, float]) -> optax.GradientTransformation:

@@ -130,7 +130,7 @@ def make_train_step(
         if "usage" in metrics:
             metrics["least_basis_usage"] = jnp.min(metrics.pop("usage"))
         # The norm of the new parameters is there for `Watch`: an update can overflow after a loss that was finite.
-        metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        metrics |= {"grad_norm": optimizer.norm(grads), "param_norm": optimizer.norm(params)}
         return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
 
     return train_step

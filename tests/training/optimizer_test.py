@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from basisnet_jax.configs import default
 from orbax.checkpoint import tree as trees
 
 from basisnet_jax import models
 from basisnet_jax.basisnet import Outputs
+from basisnet_jax.ops import platforms
 from basisnet_jax.training import losses, optimizer
 from basisnet_jax.training.step import create_state, make_train_step
 
@@ -180,3 +182,17 @@ def test_the_heads_logits_move_at_one_speed_with_either_optimizer(tiny):
         return float(jax.lax.scan(step, tx.init(functions.params), length=400)[1][-1])
 
     assert moved("rmsprop") == pytest.approx(moved("adamw"), rel=0.01)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_clipping_is_optax_s(backend):
+    """On GPU the small arrays are summed as one."""
+    random = np.random.default_rng(0)
+    shapes = {"a": (3,), "b": (2, 5), "c": (130, 127), "d": ()}
+    grads = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    with platforms.paths_for(backend):
+        np.testing.assert_allclose(optimizer.norm(grads), optax.tree.norm(grads), rtol=1e-6)
+        for largest in (1.0, 1e6):
+            found, _ = optimizer.clipped(largest).update(grads, optax.EmptyState())
+            expected, _ = optax.clip_by_global_norm(largest).update(grads, optax.EmptyState())
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
