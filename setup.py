@@ -16,7 +16,7 @@ setup(
     package_dir={"basisnet_jax.configs": "configs", "basisnet_jax.configs.sweeps": "configs/sweeps"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.cli:main"]},
     install_requires=[
-        "jax>=0.10.2,<0.11",
+        "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
@@ -57,9 +57,9 @@ setup(
             "ipykernel>=7.4,<8",
         ],
         "slurm": ["submitit>=1.5.4,<2"],  # basisnet sweep --cluster=slurm
-        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
-        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-        # Compiles for a TPU where there is none (`basisnet plan`): the version that jax[tpu] 0.10.2 asks for.
-        "tpu-plan": ["jax==0.10.2", "libtpu==0.0.42.*"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        # Compiles for a TPU where there is none (`basisnet plan`): jax[tpu] names the libtpu of its version.
+        "tpu-plan": ["jax[tpu]>=0.10.2,<0.13"],
     },
 )

@@ -35,7 +35,7 @@ def write(run, rule, folder: pathlib.Path) -> dict:
 
 def converted(stage: stages.Stage):
     """The ONNX model of a stage for a batch of one; its inputs and outputs have the stage's names."""
-    with converter() as jax2onnx, platforms.paths_for("gpu"):
+    with converter() as jax2onnx, platforms.paths_for("gpu"), jax.disable_jit():
         specs = [jax.ShapeDtypeStruct((1, *array.shape), array.dtype) for array in stage.inputs.values()]
         outputs = sorted(jax.eval_shape(stage, *specs))  # as JAX flattens a dict
         names = dict(model_name=stage.name, input_names=list(stage.inputs), output_names=outputs)
