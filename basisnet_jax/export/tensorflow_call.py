@@ -29,9 +29,12 @@ def called_by_tensorflow(
     exported = export.export(jax.jit(function), platforms=platforms)(*specs)
     try:
         module = mlir.serialize_portable_artifact(exported.mlir_module(), STABLEHLO)
-    except ValueError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"jax {jax.__version__} writes what StableHLO {STABLEHLO} does not have: {reason}") from error
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).partition("error: ")[2].split())[:100]
+        raise UserError(
+            f"TensorFlow reads StableHLO up to {STABLEHLO}, in which what jax {jax.__version__} makes of the model "
+            f"cannot be written: {reason}"
+        ) from error
     outputs = exported.out_avals
 
     def call(*args):
