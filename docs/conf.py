@@ -139,7 +139,9 @@ def plain(line: str) -> str:
 
 def of_init(app, what, name, obj, options, signature, returned):
     """The arguments of an NNX module: its metaclass hides them."""
-    if what == "class" and signature and signature.startswith("(*args"):
+    from flax import nnx
+
+    if what == "class" and issubclass(obj, nnx.Module) and signature and signature.startswith("(*args"):
         parameters = [*inspect.signature(obj.__init__).parameters.values()]
         return stringify_signature(inspect.Signature(parameters[1:]), unqualified_typehints=True), None
     return None

@@ -75,10 +75,7 @@ STEPS = {
     ("glyphs", ""): 1,
     ("folder", ""): 1,
 }
-# Most of the time is compiling, so the compiler is asked for little.
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 if conftest.AS_USERS:  # then of every kind of model; else the configs above have them
-    QUICK_COMPILATION = {}
     STEPS |= {("fashion_mnist", f"model={kind}"): 1 for kind in ("basisnet", "static", "condconv", "dy")}
 
 
@@ -224,7 +221,8 @@ def test_training_steps(name, arg, data_dir, monkeypatch):
     state = step.create_state(functions.params, functions.batch_stats)
     batches = data.train_batches()
     key = jax.random.key(0)
-    run = step.run.lower(state, next(batches), key).compile(QUICK_COMPILATION)
+    # Most of the time is compiling, so the compiler is asked for little.
+    run = step.run.lower(state, next(batches), key).compile(conftest.QUICK_COMPILATION)
     for _ in range(2):  # at the first the learning rate is still 0
         state, metrics = run(state, next(batches), key)
         assert all(math.isfinite(value) for value in jax.device_get(metrics).values()), metrics

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import tempfile
+from importlib.metadata import version
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -16,8 +17,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # There is little to run, so code that compiles fast, but is not fast itself, makes the suite take half as long. With
 # BASISNET_TEST_XLA=default tests see what users run: XLA's own flags, and jax as it is.
 AS_USERS = os.environ.get("BASISNET_TEST_XLA") == "default"
-if not AS_USERS:
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+QUICK_COMPILATION = {} if AS_USERS else {"xla_backend_optimization_level": 0}
+OLD_XLA = version("jaxlib").startswith("0.10.")  # a later XLA ends the process if it is given a flag of this one alone
+if OLD_XLA and not AS_USERS:
+    QUICK_COMPILATION |= {"xla_cpu_use_fusion_emitters": False}
+if QUICK_COMPILATION:
+    os.environ.setdefault(
+        "XLA_FLAGS", " ".join(f"--{flag}={value}".lower() for flag, value in QUICK_COMPILATION.items())
+    )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax

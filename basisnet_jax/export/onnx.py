@@ -8,6 +8,7 @@
 import contextlib
 import logging
 import pathlib
+import warnings
 
 import jax
 import numpy as np
@@ -35,7 +36,8 @@ def write(run, rule, folder: pathlib.Path) -> dict:
 
 def converted(stage: stages.Stage):
     """The ONNX model of a stage for a batch of one; its inputs and outputs have the stage's names."""
-    with converter() as jax2onnx, platforms.paths_for("gpu"):
+    # jax2onnx does not know how jax 0.11 and later write down a `jit` inside a function, so there is none.
+    with converter() as jax2onnx, platforms.paths_for("gpu"), jax.disable_jit():
         specs = [jax.ShapeDtypeStruct((1, *array.shape), array.dtype) for array in stage.inputs.values()]
         outputs = sorted(jax.eval_shape(stage, *specs))  # as JAX flattens a dict
         names = dict(model_name=stage.name, input_names=list(stage.inputs), output_names=outputs)
@@ -49,7 +51,10 @@ def converter():
     level = root.level
     root.setLevel(logging.CRITICAL)
     try:
-        yield required("jax2onnx")
+        with warnings.catch_warnings():
+            # It asks JAX what `jnp.where` with a number gives, in float64; the numbers in the file are float32.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
+            yield required("jax2onnx")
     finally:
         root.setLevel(level)
 

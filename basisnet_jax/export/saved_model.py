@@ -3,9 +3,11 @@
 import functools
 import pathlib
 
-from jax.experimental import jax2tf
+import jax
+from jax import export
 
 from basisnet_jax.export import stages
+from basisnet_jax.export.tensorflow_call import called_by_tensorflow
 from basisnet_jax.ops import platforms
 
 
@@ -14,20 +16,17 @@ def write(run, rule, folder: pathlib.Path) -> dict:
 
     module, signatures = tf.Module(), {}
     of_model = stages.of(run.model, run.preprocess, rule)
-    module.weights = [tf.Variable(array) for array in of_model[0].weights]  # as constants they would be stored twice
+    weights = of_model[0].weights
+    module.weights = variables = [tf.Variable(array) for array in weights]  # as constants they would be stored twice
+    (batch,) = export.symbolic_shape("b")
     for stage in of_model:
-        specs = [tf.TensorSpec((None, *array.shape), array.dtype, name=key) for key, array in stage.inputs.items()]
-        shapes = [f"b, {', '.join(map(str, array.shape))}" for array in stage.inputs.values()]
-        converted = jax2tf.convert(
-            stage.function,
-            polymorphic_shapes=[None, *shapes],
-            with_gradient=False,
-            native_serialization_platforms=stages.PLATFORMS,
-        )
-        function = tf.function(functools.partial(converted, module.weights), autograph=False)
-        setattr(module, stage.name, function)
+        inputs = [jax.ShapeDtypeStruct((batch, *array.shape), array.dtype) for array in stage.inputs.values()]
         with platforms.paths_for("gpu"):
-            signatures[stage.name] = function.get_concrete_function(*specs)
+            called = called_by_tensorflow(stage.function, stages.PLATFORMS, weights, *inputs)
+        function = tf.function(functools.partial(called, variables), autograph=False)
+        setattr(module, stage.name, function)
+        specs = [tf.TensorSpec((None, *array.shape), array.dtype, name=key) for key, array in stage.inputs.items()]
+        signatures[stage.name] = function.get_concrete_function(*specs)
     tf.saved_model.save(module, str(folder / "saved_model"), signatures)
     return {"batch": "any", "platforms": stages.PLATFORMS}
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import jax2tf
 
 from basisnet_jax.export import stages
 from basisnet_jax.export.requirements import required
+from basisnet_jax.export.tensorflow_call import called_by_tensorflow
 from basisnet_jax.ops import platforms
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -57,10 +57,12 @@ def traced(of_model: list[stages.Stage]):
 
     module, signatures = tf.Module(), {}
     for stage in of_model:
+        inputs = [jax.ShapeDtypeStruct((1, *array.shape), array.dtype) for array in stage.inputs.values()]
         specs = [tf.TensorSpec((1, *array.shape), array.dtype, name=key) for key, array in stage.inputs.items()]
-        converted = tf.function(jax2tf.convert(stage, with_gradient=False), input_signature=specs, autograph=False)
-        setattr(module, stage.name, converted)
-        signatures[stage.name] = converted.get_concrete_function()
+        called = called_by_tensorflow(stage, ("cpu",), *inputs)
+        function = tf.function(called, input_signature=specs, autograph=False)
+        setattr(module, stage.name, function)
+        signatures[stage.name] = function.get_concrete_function()
     return module, signatures
 
 

@@ -121,6 +121,7 @@ def test_every_format_answers_as_jax_does(format, exported, workdir, files, pred
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error:Explicitly requested dtype:UserWarning")  # by jax2onnx, of which a user sees nothing
 @pytest.mark.parametrize("rule", [{"criterion": "margin", "temperature": 1.5}, {"criterion": "entropy"}])
 def test_other_criteria_and_paddings(rule, make_run, tiny, files, images, tmp_path, predict):
     symmetric = {"network.padding": "symmetric", "preview.padding": "symmetric", "coefficients.shared": True}
