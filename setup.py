@@ -61,5 +61,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         # Compiles for a TPU where there is none (`basisnet plan`): the version that jax[tpu] 0.10.2 asks for.
         "tpu-plan": ["jax==0.10.2", "libtpu==0.0.42.*"],
+        # Compiles for an NVIDIA GPU where there is none: without NVIDIA's own libraries, and of jax's very version.
+        "gpu-plan": ["jax==0.10.2", "jax-cuda13-plugin==0.10.2"],
     },
 )
