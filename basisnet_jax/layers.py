@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from basisnet_jax.ops import conv as conv_lib
-from basisnet_jax.ops import examples
+from basisnet_jax.ops import examples, reduction
 from basisnet_jax.ops.platforms import platform
 
 ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels: `product_of_mixture`
@@ -92,12 +92,16 @@ class BasisLayer(nnx.Module):
     def __call__(self, inputs, out_sharding=None):
         if out_sharding is not None:
             raise ValueError(f"{self.name}: out_sharding={out_sharding}, expected None; {LEAVE_OUT}")
-        return self.by_example(inputs, lambda x, several: self.run(x))
+        return self.by_example(inputs, lambda layer, x, several: layer.run(x))
 
     def by_example(self, x, run):
         if self.coefficients is None:
             raise ValueError(f"{self.name} was called without coefficients: call the network inside `mixed`")
-        return examples.by_example(x, run, self.coefficients, self.rank, self.name)
+
+        def by_device(x, several):
+            return reduction.by_device(self, lambda layer, x: run(layer, x, several), x, ("coefficients",))
+
+        return examples.by_example(x, by_device, self.coefficients, self.rank, self.name)
 
     def run(self, x):  # [B, ...]
         layer, path = self.layer, self.path_for(x)
@@ -211,7 +215,7 @@ class BasisOther(BasisLayer):
         inputs, *more = args
         if not hasattr(inputs, "ndim") or any(getattr(leaf, "ndim", 0) for leaf in jax.tree.leaves((more, kwargs))):
             raise ValueError(f"{self.name}: called with more than one array, or with none; {LEAVE_OUT}")
-        return self.by_example(inputs, lambda x, several: self.run(x, several, more, kwargs))
+        return self.by_example(inputs, lambda layer, x, several: layer.run(x, several, more, kwargs))
 
     def run(self, x, several, more, kwargs):  # [B, ...], or of several rows for each example [B, P, ...]
         graph, state = nnx.split(self.layer)
@@ -258,6 +262,28 @@ def of(name: str, layer: nnx.Module, kernels_N: nnx.Param) -> BasisLayer:
     if is_plain(layer, nnx.Conv):
         return BasisConv(name, layer, kernels_N)
     return (BasisLinear if is_plain(layer, nnx.Linear) else BasisOther)(name, layer, kernels_N)
+
+
+class _Conv(nnx.Conv):
+    def __call__(self, inputs, out_sharding=None):
+        call = functools.partial(nnx.Conv.__call__, out_sharding=out_sharding)
+        return reduction.by_device(self, call, inputs) if out_sharding is None else call(self, inputs)
+
+
+class _Linear(nnx.Linear):
+    def __call__(self, inputs, out_sharding=None):
+        call = functools.partial(nnx.Linear.__call__, out_sharding=out_sharding)
+        return reduction.by_device(self, call, inputs) if out_sharding is None else call(self, inputs)
+
+
+def reduced_by_device(model: nnx.Module) -> nnx.Module:
+    """A copy whose plain convolutions and linear layers heed `reduction.in_dtype_of_params`, as basis layers do."""
+    model = nnx.clone(model)
+    for _, module in nnx.iter_modules(model):
+        for kind, ours in ((nnx.Conv, _Conv), (nnx.Linear, _Linear)):
+            if type(module) is kind and is_plain(module, kind):
+                object.__setattr__(module, "__class__", ours)  # nothing in it changes but the call
+    return model
 
 
 def is_plain(layer: nnx.Module, kind: type[nnx.Conv] | type[nnx.Linear]) -> bool:

@@ -32,7 +32,7 @@ def count(jaxpr) -> int:
         else:
             times = params["length"] if name == "scan" else 1
             if name == "shard_map":  # what is inside is one device's
-                times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+                times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
             total += times * sum(map(count, inner(params)))
     return total
 

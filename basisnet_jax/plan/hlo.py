@@ -68,7 +68,8 @@ def collectives(text: str, trips: int = 1) -> dict[str, dict]:
     """{kind: {"count", "bytes", "types": {dtype: bytes}}}; kinds that do not occur are left out.
 
     The bytes are of the whole array on one device: what an all-gather gives, what a reduce-scatter takes. One that the
-    compiler has cut into several steps, which share their channel, counts once.
+    compiler has cut into several steps, which share their channel, counts once. All-reduces are not cut, and those that
+    JAX made in `shard_map` all have one channel.
     """
     found: dict[tuple[str, str], tuple[int, Counter]] = {}
     for instructions, times in executed(parse(text), trips, fused=True):
@@ -80,7 +81,7 @@ def collectives(text: str, trips: int = 1) -> dict[str, dict]:
                 taken = sum((sizes.get(operand, Counter()) for operand in operands), Counter())
                 given = sizes[name] - (taken if operation != kind else Counter())  # an all-gather's start holds both
                 channel = re.search(r"channel_id=(\d+)", attributes)
-                key = kind, channel.group(1) if channel else name
+                key = kind, channel.group(1) if channel and kind != "all-reduce" else name
                 known = found.get(key, (0, Counter()))[1]
                 found[key] = times, max(known, taken, given, key=Counter.total)
     by_kind = {}

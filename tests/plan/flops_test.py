@@ -30,6 +30,14 @@ def test_loops_and_branches():
     assert of(branch, (4, 4)) == 3 * product
 
 
+def test_what_devices_do_by_themselves():
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    on_each = jax.shard_map(
+        lambda x: x @ x.T, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), axis_names={"data"}
+    )
+    assert of(on_each, (8, 3)) == 4 * 2 * (2 * 3 * 2)  # on 4 devices two rows of three, with themselves
+
+
 def products_by_hand(x, kernel, **how):
     """Multiply-adds that meet no zero: the convolution of ones with ones counts them."""
     y = jax.lax.conv_general_dilated(np.ones(x, np.float32), np.ones(kernel, np.float32), **how)

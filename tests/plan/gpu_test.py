@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from basisnet_jax import plan
+from basisnet_jax import models, plan
 from basisnet_jax.errors import UserError
 from basisnet_jax.plan import gpu, machine
 
@@ -82,7 +82,7 @@ def test_the_compiler_takes_every_card(topology, devices, hosts, monkeypatch):
 @compiled
 @pytest.mark.slow
 def test_a_plan_for_eight_cards(tiny):
-    config = tiny(model="static", batch_size=64, dtype="bfloat16")
+    config = tiny(batch_size=64, dtype="bfloat16")
     report = plan.plan(config, "h100:8", examples=640)
     chip, memory, seconds = gpu.find_machine("h100:8").chip, report["memory"], report["seconds"]
     assert report["fits"] and report["devices"] == 8 and report["available"] == 0.75 * report["hbm"]
@@ -90,6 +90,10 @@ def test_a_plan_for_eight_cards(tiny):
     assert seconds["flops"] == report["flops"] / chip.flops["bfloat16"] > 0
     assert seconds["traffic"] == report["hbm_traffic"] / chip.bandwidth > 0
     assert report["launches"] > 0 and "bytes_accessed" not in report
-    assert report["collectives"]["all-reduce"]["types"]
+    # Every gradient is summed over the devices, in float32.
+    reduced = report["collectives"]["all-reduce"]
+    assert reduced["types"] == {"float32": reduced["bytes"]}
+    params = models.abstract(models.create_abstract(config)).params
+    assert reduced["bytes"] > 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     shown = plan.table(report)
     assert f"{report['launches']:,}" in shown and all(what in shown for what in gpu.UNKNOWN)

@@ -15,7 +15,7 @@ ENTRY %main (p: f32[8,128]) -> f32[8,128] {
   %p = f32[8,128]{1,0:T(8,128)} parameter(0)
   %q = bf16[2,128]{1,0:T(8,128)(2,1)S(1)} convert(%p), metadata={op_name="not an all-reduce(%p)"}
   %all-reduce.1 = (f32[8,128]{1,0:T(8,128)}, bf16[2,128]{1,0}) all-reduce(%p, %q), channel_id=1, to_apply=%add.1
-  %all-reduce-start.2 = f32[8,128]{1,0} all-reduce-start(%p), channel_id=2, to_apply=%add.1
+  %all-reduce-start.2 = f32[8,128]{1,0} all-reduce-start(%p), channel_id=1, to_apply=%add.1
   %all-reduce-done.2 = f32[8,128]{1,0} all-reduce-done(%all-reduce-start.2)
   %all-gather.3 = bf16[8,128]{1,0} all-gather(%q), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
   %all-gather.4 = bf16[8,128]{1,0} all-gather(%q), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}

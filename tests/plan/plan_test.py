@@ -88,12 +88,17 @@ def test_one_chip_talks_to_nobody(planned):
 @compiled
 @pytest.mark.slow
 def test_collectives_follow_from_the_sharding(planned, tiny):
-    data, fsdp = (planned("v5e:2x2", **{"network.head_features": 2048, "fsdp": n}) for n in (1, 0))
+    data, fsdp = (
+        planned("v5e:2x2", **{"network.head_features": 2048, "fsdp": n, "reduce_dtype": dtype})
+        for n, dtype in ((1, "float32"), (0, "bfloat16"))
+    )
     assert set(data["collectives"]) == {"all-reduce"}
-    gradients = 2 * params(tiny(**{"network.head_features": 2048}))  # bfloat16, every one summed over the devices
-    reduced = data["collectives"]["all-reduce"]
-    assert gradients <= reduced["bytes"] == sum(reduced["types"].values()) < 2 * gradients
+    gradients = 4 * params(tiny(**{"network.head_features": 2048}))  # every one summed over the devices
+    assert data["collectives"]["all-reduce"]["types"] == {"float32": data["collectives"]["all-reduce"]["bytes"]}
+    assert gradients <= data["collectives"]["all-reduce"]["bytes"] < 1.5 * gradients
     assert fsdp["collectives"]["all-gather"]["count"] > 0
+    reduced = [of["types"] for kind, of in fsdp["collectives"].items() if "reduce" in kind]
+    assert sum(types.get("bfloat16", 0) for types in reduced) > 0.5 * gradients / 2
     assert fsdp["fsdp"] == 4 and fsdp["memory"]["arguments"] < data["memory"]["arguments"]
 
 
