@@ -5,6 +5,7 @@ fastest of several kernels, it takes a default.
 """
 
 import importlib.metadata
+import math
 import os
 import re
 from typing import NamedTuple
@@ -99,7 +100,13 @@ def share_of_memory() -> float:
 
 def compile(lowered: jax.stages.Lowered, chip: Chip) -> jax.stages.Compiled:
     """The program of one device. The compiler makes one of any size, so what is too large raises `TooLarge` here."""
-    compiled = lowered.compile()
+    cached = jax.config.jax_persistent_cache_min_compile_time_secs
+    # JAX would write the program to its persistent cache, from which it can read none without a card.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    try:
+        compiled = lowered.compile()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", cached)
     if (needed := sum(memory(compiled).values())) > chip.available:
         raise TooLarge(needed, chip.available)
     return compiled
