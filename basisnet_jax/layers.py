@@ -92,36 +92,48 @@ class BasisLayer(nnx.Module):
     def __call__(self, inputs, out_sharding=None):
         if out_sharding is not None:
             raise ValueError(f"{self.name}: out_sharding={out_sharding}, expected None; {LEAVE_OUT}")
-        return self.by_example(inputs, lambda layer, x, several: layer.run(x))
+        return self.by_example(inputs, lambda x, several: self.run(x))
 
     def by_example(self, x, run):
         if self.coefficients is None:
             raise ValueError(f"{self.name} was called without coefficients: call the network inside `mixed`")
-
-        def by_device(x, several):
-            return reduction.by_device(self, lambda layer, x: run(layer, x, several), x, ("coefficients",))
-
-        return examples.by_example(x, by_device, self.coefficients, self.rank, self.name)
+        return examples.by_example(x, run, self.coefficients, self.rank, self.name)
 
     def run(self, x):  # [B, ...]
         layer, path = self.layer, self.path_for(x)
         bias = None if layer.bias is None else layer.bias[...]
-        x, kernels_N, bias = layer.promote_dtype((x, self.masked_kernels(), bias), dtype=layer.dtype)
+        params = self.masked_kernels(), bias
+        x, kernels_N, bias = layer.promote_dtype((x, *params), dtype=layer.dtype)
+        if reduction.applies(x.shape[0], layer.kernel.dtype, kernels_N.dtype):
+            kernels_N, bias = params  # which each device casts for its examples
         y = self.mixed_and_applied(x, kernels_N, path, functools.partial(self.apply, path=path))
-        return y if bias is None else y + bias
+        if bias is None or bias.dtype == y.dtype:
+            return y if bias is None else y + bias
+        ones = (1,) * (y.ndim - 2)
+        cast = lambda bias, y: jnp.broadcast_to(bias.astype(y.dtype), (y.shape[0], *ones, bias.size))  # noqa: E731
+        return y + reduction.by_device(cast, bias, y)
 
     def masked_kernels(self) -> jax.Array:
         mask = getattr(self.layer, "mask", None)
         return self.layer.kernel[...] if mask is None else self.layer.kernel[...] * mask
 
     def mixed_and_applied(self, x, kernels_N, path, apply):
+        # Only what sums over examples: what is done with an example's own kernel XLA fuses with the layers around it.
+        apart = path != OWN_CODE and kernels_N.dtype != x.dtype
+
         def mix_and_apply(x, coefficients, kernels_N):
+            if path == ONE_PRODUCT and apart:
+                product = lambda kernels, x, c: product_of_mixture(x, c, kernels.astype(x.dtype))  # noqa: E731
+                return reduction.by_device(product, kernels_N, x, coefficients)
             if path == ONE_PRODUCT:
                 return product_of_mixture(x, coefficients, kernels_N)
             if platform() == "cpu":
                 # Only when x is there: XLA would mix the kernels of all layers first and hold them all, 183 MB more in
                 # the forward pass of imagenet_basisnet_mv3 for 32 images.
                 coefficients += 0 * jax.lax.stop_gradient(x.reshape(x.shape[0], -1)[:, :1]).astype(coefficients.dtype)
+            if apart:
+                mixed = lambda kernels, c: mix(c, kernels.astype(x.dtype))  # noqa: E731
+                return apply(x, reduction.by_device(mixed, kernels_N, coefficients))
             return apply(x, mix(coefficients, kernels_N))
 
         if self.mixes_again:
@@ -215,7 +227,7 @@ class BasisOther(BasisLayer):
         inputs, *more = args
         if not hasattr(inputs, "ndim") or any(getattr(leaf, "ndim", 0) for leaf in jax.tree.leaves((more, kwargs))):
             raise ValueError(f"{self.name}: called with more than one array, or with none; {LEAVE_OUT}")
-        return self.by_example(inputs, lambda layer, x, several: layer.run(x, several, more, kwargs))
+        return self.by_example(inputs, lambda x, several: self.run(x, several, more, kwargs))
 
     def run(self, x, several, more, kwargs):  # [B, ...], or of several rows for each example [B, P, ...]
         graph, state = nnx.split(self.layer)
@@ -267,13 +279,21 @@ def of(name: str, layer: nnx.Module, kernels_N: nnx.Param) -> BasisLayer:
 class _Conv(nnx.Conv):
     def __call__(self, inputs, out_sharding=None):
         call = functools.partial(nnx.Conv.__call__, out_sharding=out_sharding)
-        return reduction.by_device(self, call, inputs) if out_sharding is None else call(self, inputs)
+        return _called(self, call, inputs, rank=len(self.kernel_size) + 1)
 
 
 class _Linear(nnx.Linear):
     def __call__(self, inputs, out_sharding=None):
         call = functools.partial(nnx.Linear.__call__, out_sharding=out_sharding)
-        return reduction.by_device(self, call, inputs) if out_sharding is None else call(self, inputs)
+        return _called(self, call, inputs, rank=1)
+
+
+def _called(layer: nnx.Module, call, inputs, rank: int):
+    examples = inputs.shape[0] if inputs.ndim > rank else 1  # of one example alone no axis may be split
+    if not reduction.applies(examples, layer.kernel.dtype, layer.dtype or layer.kernel.dtype):
+        return call(layer, inputs)
+    graph, params = nnx.split(layer)
+    return reduction.by_device(lambda params, x: call(nnx.merge(graph, params), x), params, inputs)
 
 
 def reduced_by_device(model: nnx.Module) -> nnx.Module:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
-from flax import nnx
 
 from basisnet_jax.ops.depthwise import axes_of_batch
 
@@ -28,24 +27,23 @@ def in_dtype_of_params() -> Iterator[None]:
         _as_params.reset(token)
 
 
-def by_device(layer: nnx.Module, run: Callable, x: jax.Array, of_examples: tuple[str, ...] = ()) -> jax.Array:
-    """`run(layer, x)` of x [B, ...], on each device for its share of B, inside `in_dtype_of_params`.
+def applies(examples: int, params_dtype, dtype) -> bool:
+    """Whether `by_device` is of use here: several devices share the examples, and a layer casts its params."""
+    devices = math.prod(axes_of_batch().values())
+    return _as_params.get() and devices > 1 and examples % devices == 0 and params_dtype != dtype
 
-    On one device, or where the layer does not cast its params, it is `run(layer, x)` as it stands.
+
+def by_device(function: Callable, params, *of_examples: jax.Array) -> jax.Array:
+    """`function(params, *of_examples)` on each device for its share of the examples.
 
     Args:
-      layer: its params are on every device. `run` treats all examples alike and changes nothing in it.
-      of_examples: names of its attributes that are arrays [B, ...].
+      function: casts the params, and treats all examples alike.
+      params: a pytree, on every device.
+      of_examples: arrays [B, ...]; so is the result.
     """
-    axes, dtype = axes_of_batch(), getattr(layer, "dtype", None)
-    devices = math.prod(axes.values())
-    casts = dtype is not None and dtype != layer.kernel.dtype
-    if not (_as_params.get() and casts and devices > 1 and x.shape[0] % devices == 0):
-        return run(layer, x)
-    graph, state = nnx.split(layer)
+    axes = axes_of_batch()
     shares = jax.P(tuple(axes))
-    of_state = nnx.map_state(lambda path, _: shares if path[0] in of_examples else jax.P(), state)
-    on_device = lambda state, x: run(nnx.merge(graph, state), x)  # noqa: E731
-    in_specs = (of_state, shares)
-    # Without `check_vma`, which would sum what `run` makes of the params, and so after the cast.
-    return jax.shard_map(on_device, in_specs=in_specs, out_specs=shares, axis_names={*axes}, check_vma=False)(state, x)
+    specs = (jax.P(), *(shares for _ in of_examples))
+    # Without `check_vma`, which would sum what `function` makes of the params, and so after the cast.
+    run = jax.shard_map(function, in_specs=specs, out_specs=shares, axis_names={*axes}, check_vma=False)
+    return run(params, *of_examples)

@@ -66,6 +66,22 @@ def test_else_the_program_is_as_it_was(changed):
     assert "shard_map" in str(gradient()) and "shard_map" not in str(gradient(**changed))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nnx.Conv(3, 4, (3, 3), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+        nnx.Linear(8, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+    ],
+)
+def test_an_example_alone_is_not_split(layer):
+    (layer,) = layers.reduced_by_device(nnx.List([layer]))
+    one = jnp.ones((8, 8, 3) if isinstance(layer, nnx.Conv) else (8,))
+    mesh = AbstractMesh((4, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    with jax.sharding.use_abstract_mesh(mesh), reduction.in_dtype_of_params():
+        assert "shard_map" not in str(jax.make_jaxpr(layer)(one))
+        assert "shard_map" in str(jax.make_jaxpr(layer)(jnp.stack([one] * 8)))
+
+
 def test_a_copy_for_training_leaves_the_model_as_it_was():
     model = Network(jnp.bfloat16)
     copy = layers.reduced_by_device(model)
