@@ -64,5 +64,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         # Compiles for a TPU where there is none (`basisnet plan`): jax[tpu] names the libtpu of its version.
         "tpu-plan": ["jax[tpu]>=0.10.2,<0.13"],
+        # The same for an NVIDIA GPU: the plugin of jax's version, without NVIDIA's own libraries.
+        "gpu-plan": ["jax[cuda13-local]>=0.10.2,<0.13"],
     },
 )

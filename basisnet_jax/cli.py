@@ -117,7 +117,7 @@ def madds(given: Namespace) -> None:
 
 
 def plan(given: Namespace) -> None:
-    """Compile the train step for a TPU without having one: memory, FLOPs, bytes."""
+    """Compile the train step for a TPU or GPU without having one: memory, FLOPs, bytes."""
     from basisnet_jax import models, plan
 
     config = parsing.resolve(given.config)

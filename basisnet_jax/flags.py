@@ -244,7 +244,7 @@ def madds(parser: Parser) -> None:
 
 def plan(parser: Parser) -> None:
     config(parser)
-    add(parser, "--topology", "CHIP:SHAPE", "the machine to compile for, as in v5e:16x16", required=True)
+    add(parser, "--topology", "CHIP:SHAPE", "the machine to compile for, as in v5e:16x16 or h100:8", required=True)
     switch(parser, "--json", "one JSON object instead of a table")
     add(parser, "--examples", "N", "in the training split", COUNT, shown="as the data set says")
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from basisnet_jax.ops import conv as conv_lib
-from basisnet_jax.ops import examples
+from basisnet_jax.ops import examples, reduction
 from basisnet_jax.ops.platforms import platform
 
 ONE_PRODUCT = "one product"  # the path of a layer that never mixes its kernels: `product_of_mixture`
@@ -102,22 +102,38 @@ class BasisLayer(nnx.Module):
     def run(self, x):  # [B, ...]
         layer, path = self.layer, self.path_for(x)
         bias = None if layer.bias is None else layer.bias[...]
-        x, kernels_N, bias = layer.promote_dtype((x, self.masked_kernels(), bias), dtype=layer.dtype)
+        params = self.masked_kernels(), bias
+        x, kernels_N, bias = layer.promote_dtype((x, *params), dtype=layer.dtype)
+        if reduction.applies(x.shape[0], layer.kernel.dtype, kernels_N.dtype):
+            kernels_N, bias = params  # which each device casts for its examples
         y = self.mixed_and_applied(x, kernels_N, path, functools.partial(self.apply, path=path))
-        return y if bias is None else y + bias
+        if bias is None or bias.dtype == y.dtype:
+            return y if bias is None else y + bias
+        ones = (1,) * (y.ndim - 2)
+        cast = lambda bias, y: jnp.broadcast_to(bias.astype(y.dtype), (y.shape[0], *ones, bias.size))  # noqa: E731
+        return y + reduction.by_device(cast, bias, y)
 
     def masked_kernels(self) -> jax.Array:
         mask = getattr(self.layer, "mask", None)
         return self.layer.kernel[...] if mask is None else self.layer.kernel[...] * mask
 
     def mixed_and_applied(self, x, kernels_N, path, apply):
+        # Only what sums over examples: what is done with an example's own kernel XLA fuses with the layers around it.
+        apart = path != OWN_CODE and kernels_N.dtype != x.dtype
+
         def mix_and_apply(x, coefficients, kernels_N):
+            if path == ONE_PRODUCT and apart:
+                product = lambda kernels, x, c: product_of_mixture(x, c, kernels.astype(x.dtype))  # noqa: E731
+                return reduction.by_device(product, kernels_N, x, coefficients)
             if path == ONE_PRODUCT:
                 return product_of_mixture(x, coefficients, kernels_N)
             if platform() == "cpu":
                 # Only when x is there: XLA would mix the kernels of all layers first and hold them all, 183 MB more in
                 # the forward pass of imagenet_basisnet_mv3 for 32 images.
                 coefficients += 0 * jax.lax.stop_gradient(x.reshape(x.shape[0], -1)[:, :1]).astype(coefficients.dtype)
+            if apart:
+                mixed = lambda kernels, c: mix(c, kernels.astype(x.dtype))  # noqa: E731
+                return apply(x, reduction.by_device(mixed, kernels_N, coefficients))
             return apply(x, mix(coefficients, kernels_N))
 
         if self.mixes_again:
@@ -258,6 +274,36 @@ def of(name: str, layer: nnx.Module, kernels_N: nnx.Param) -> BasisLayer:
     if is_plain(layer, nnx.Conv):
         return BasisConv(name, layer, kernels_N)
     return (BasisLinear if is_plain(layer, nnx.Linear) else BasisOther)(name, layer, kernels_N)
+
+
+class _Conv(nnx.Conv):
+    def __call__(self, inputs, out_sharding=None):
+        call = functools.partial(nnx.Conv.__call__, out_sharding=out_sharding)
+        return _called(self, call, inputs, rank=len(self.kernel_size) + 1)
+
+
+class _Linear(nnx.Linear):
+    def __call__(self, inputs, out_sharding=None):
+        call = functools.partial(nnx.Linear.__call__, out_sharding=out_sharding)
+        return _called(self, call, inputs, rank=1)
+
+
+def _called(layer: nnx.Module, call, inputs, rank: int):
+    examples = inputs.shape[0] if inputs.ndim > rank else 1  # of one example alone no axis may be split
+    if not reduction.applies(examples, layer.kernel.dtype, layer.dtype or layer.kernel.dtype):
+        return call(layer, inputs)
+    graph, params = nnx.split(layer)
+    return reduction.by_device(lambda params, x: call(nnx.merge(graph, params), x), params, inputs)
+
+
+def reduced_by_device(model: nnx.Module) -> nnx.Module:
+    """A copy whose plain convolutions and linear layers heed `reduction.in_dtype_of_params`, as basis layers do."""
+    model = nnx.clone(model)
+    for _, module in nnx.iter_modules(model):
+        for kind, ours in ((nnx.Conv, _Conv), (nnx.Linear, _Linear)):
+            if type(module) is kind and is_plain(module, kind):
+                object.__setattr__(module, "__class__", ours)  # nothing in it changes but the call
+    return model
 
 
 def is_plain(layer: nnx.Module, kind: type[nnx.Conv] | type[nnx.Linear]) -> bool:

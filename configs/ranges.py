@@ -166,6 +166,7 @@ RANGES: dict[str, Range] = {
     "optimizer.coefficient_rate": NOT_NEGATIVE,
     "ema_decay": SHARE,
     "fsdp": WHOLE,
+    "reduce_dtype": one_of("float32", "bfloat16"),
     "batch_norm_groups": COUNT,
     "accumulate": COUNT,
     "remat_kernels": optional(FLAG),

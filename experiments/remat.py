@@ -19,7 +19,9 @@ from basisnet_jax.ops import platforms
 def temporaries(config, devices) -> int:
     """Bytes on each device."""
     with platforms.paths_for(devices[0].platform):
-        lowered = plan.lower(config, partition.create_mesh(config.batch_size, config.fsdp, devices), examples=None)
+        functions = models.abstract(models.create_abstract(config))
+        mesh = partition.create_mesh(config.batch_size, config.fsdp, devices)
+        lowered = plan.trace(config, functions, mesh, examples=None).lower()
     on_cpu = {"xla_backend_optimization_level": 0}  # of machine code only
     options = on_cpu if devices[0].platform == "cpu" else {"exec_time_optimization_effort": -1.0}
     return lowered.compile(options).memory_analysis().temp_size_in_bytes
@@ -39,7 +41,7 @@ def main() -> None:
     args, of_config = parser.parse_known_args()
     cli.quiet_logs()
     config = parsing.resolve(parsing.read_config(of_config))
-    devices = plan.find_devices(args.topology)[0] if args.topology else jax.devices()
+    devices = plan.find_machine(args.topology).devices if args.topology else jax.devices()
     print(f"{config.dtype}, {len(devices)} x {devices[0].device_kind}")
     print(f"{'batch':>5}  {'its kernels':>12}  {'kept':>12}  {'made again':>12}  {'less':>6}")
     for config.batch_size in map(int, args.batch_sizes.split(",")):

@@ -28,7 +28,7 @@ CASES = [
     (["export", "--workdir=RUN", "--format=specialist", "--output=OUT", "--class=3"], "workdir.runs.claim", 15),
     (["report", "--workdir=RUN"], "report.run.render", signal.SIGINT),
     (["madds", CONFIG], "madds.count", signal.SIGINT),
-    (["plan", CONFIG, "--topology=v5e:1x1"], "plan.find_devices", signal.SIGINT),
+    (["plan", CONFIG, "--topology=v5e:1x1"], "plan.find_machine", signal.SIGINT),
     (["sweep", "--sweep=configs/sweeps/bases_width.py", "--workdir=OUT"], "sweep.configured", signal.SIGINT),
     (["train", CONFIG, "--config.data_dir=DATA", "--workdir=OUT"], "models.create", signal.SIGINT),
     (["train", CONFIG, "--config.data_dir=DATA", "--workdir=OUT"], "data.pipeline.open", signal.SIGTERM),

@@ -4,6 +4,7 @@
 what runs.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from basisnet_jax import coefficients, preprocess
 from basisnet_jax.distributed import partition
 from basisnet_jax.models import Functional
+from basisnet_jax.ops import reduction
 from basisnet_jax.ops.platforms import platform
 from basisnet_jax.training import losses, mixup, optimizer
 
@@ -118,7 +120,8 @@ def make_train_step(
 
         def loss_fn(params, examples, key):
             images = normalize(examples["pixels"])
-            outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
+            with reduced_in(config.reduce_dtype):
+                outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
             loss, parts = losses.joint(
                 outputs, examples["targets"], examples.get("taught"), config.preview_loss_weight, config.distillation
             )
@@ -143,6 +146,11 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, *averaged), metrics
 
     return train_step
+
+
+def reduced_in(dtype: str) -> contextlib.AbstractContextManager:
+    """For a forward pass whose gradients devices sum in that dtype: bfloat16 where layers compute in it, or float32."""
+    return reduction.in_dtype_of_params() if dtype == "float32" else contextlib.nullcontext()
 
 
 def prepare(config, batch: dict, key: jax.Array) -> dict[str, jax.Array]:

@@ -26,7 +26,11 @@ from basisnet_jax.models import Functional
 from basisnet_jax.workdir import checkpoint, files, stores
 
 # What was done before these fields existed, where it differs from today's default.
-BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}
+BEFORE = {
+    "basis": {"init": "independent"},
+    "optimizer": {"match_static": False, "coefficient_rate": 0.0},
+    "reduce_dtype": "bfloat16",
+}
 
 
 class Run(NamedTuple):
