@@ -276,36 +276,6 @@ def of(name: str, layer: nnx.Module, kernels_N: nnx.Param) -> BasisLayer:
     return (BasisLinear if is_plain(layer, nnx.Linear) else BasisOther)(name, layer, kernels_N)
 
 
-class _Conv(nnx.Conv):
-    def __call__(self, inputs, out_sharding=None):
-        call = functools.partial(nnx.Conv.__call__, out_sharding=out_sharding)
-        return _called(self, call, inputs, rank=len(self.kernel_size) + 1)
-
-
-class _Linear(nnx.Linear):
-    def __call__(self, inputs, out_sharding=None):
-        call = functools.partial(nnx.Linear.__call__, out_sharding=out_sharding)
-        return _called(self, call, inputs, rank=1)
-
-
-def _called(layer: nnx.Module, call, inputs, rank: int):
-    examples = inputs.shape[0] if inputs.ndim > rank else 1  # of one example alone no axis may be split
-    if not reduction.applies(examples, layer.kernel.dtype, layer.dtype or layer.kernel.dtype):
-        return call(layer, inputs)
-    graph, params = nnx.split(layer)
-    return reduction.by_device(lambda params, x: call(nnx.merge(graph, params), x), params, inputs)
-
-
-def reduced_by_device(model: nnx.Module) -> nnx.Module:
-    """A copy whose plain convolutions and linear layers heed `reduction.in_dtype_of_params`, as basis layers do."""
-    model = nnx.clone(model)
-    for _, module in nnx.iter_modules(model):
-        for kind, ours in ((nnx.Conv, _Conv), (nnx.Linear, _Linear)):
-            if type(module) is kind and is_plain(module, kind):
-                object.__setattr__(module, "__class__", ours)  # nothing in it changes but the call
-    return model
-
-
 def is_plain(layer: nnx.Module, kind: type[nnx.Conv] | type[nnx.Linear]) -> bool:
     """Whether a layer computes what `kind` does, with no code, hook or precision of its own."""
     if not isinstance(layer, kind) or type(layer).__call__ is not kind.__call__:

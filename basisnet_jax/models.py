@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from basisnet_jax import baselines, basis, calling, layers, networks, preprocess
+from basisnet_jax import baselines, basis, calling, networks, preprocess, reduced
 from basisnet_jax.basisnet import BasisNet, Outputs
 from basisnet_jax.classifier import Classifier, Static
 from basisnet_jax.configs import ranges
@@ -150,7 +150,7 @@ def functional(model: nnx.Module) -> Functional:
     """
     model.train()
     _, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    train_graph = nnx.graphdef(layers.reduced_by_device(model))
+    train_graph = nnx.graphdef(reduced.by_device(model))
     model.eval()
     eval_graph = nnx.graphdef(model)
 

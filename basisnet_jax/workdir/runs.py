@@ -26,11 +26,9 @@ from basisnet_jax.models import Functional
 from basisnet_jax.workdir import checkpoint, files, stores
 
 # What was done before these fields existed, where it differs from today's default.
-BEFORE = {
-    "basis": {"init": "independent"},
-    "optimizer": {"match_static": False, "coefficient_rate": 0.0},
-    "reduce_dtype": "bfloat16",
-}
+BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}
+# What may change when a run goes on: memory, and rounding in sums over devices, whose number may change too.
+FREE = {"remat_kernels", "reduce_dtype"}
 
 
 class Run(NamedTuple):
@@ -83,7 +81,7 @@ def check_writable(workdir: str) -> None:
 
 
 def check(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Refuses a workdir in which a run of another config has begun; what only a step's memory depends on may differ."""
+    """Refuses a workdir in which a run of another config has begun; those of `FREE` may differ."""
     if not begun(workdir):
         return
     ours, theirs = flat(config.to_dict()), flat(load_config(workdir).to_dict())
@@ -96,7 +94,7 @@ def check(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def _differing(ours: dict, theirs: dict) -> list[str]:
-    names = (ours | theirs).keys() - {"remat_kernels"}
+    names = (ours | theirs).keys() - FREE
     return sorted(name for name in names if ours.get(name) != theirs.get(name))
 
 

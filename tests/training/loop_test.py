@@ -407,8 +407,8 @@ def test_the_weight_of_the_previews_loss(flags, batch):
     assert max(jax.tree.leaves(gradient["preview"]["stages"])) > 0
 
 
-def test_a_run_goes_on_with_kernels_kept_or_mixed_again(tiny, tmp_path):
-    runs.claim(tiny(remat_kernels=False), str(tmp_path))
+def test_a_run_goes_on_with_what_changes_memory_and_rounding_alone(tiny, tmp_path):
+    runs.claim(tiny(remat_kernels=False, reduce_dtype="bfloat16"), str(tmp_path))
     runs.check(tiny(seed=1), str(tmp_path))  # before the first checkpoint a workdir belongs to nobody
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     runs.check(tiny(), str(tmp_path))
