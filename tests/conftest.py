@@ -35,7 +35,7 @@ from basisnet_jax.configs import digits
 from basisnet_jax import cli, models, parsing
 from basisnet_jax.workdir import checkpoint, runs
 
-LONGEST = ("plan", "partition", "faults", "slurm", "docs", "distillation", "parity", "loop")
+LONGEST = ("plan", "partition", "faults", "slurm", "docs", "distillation", "parity", "loop", "export")
 
 
 def pytest_collection_modifyitems(items):
