@@ -1,8 +1,8 @@
 """Paths as users write them, in flags, configs and the environment: `~` is the home folder.
 
-A workdir is a folder on this machine, where a mounted bucket is too, or one in a bucket of Google Cloud Storage
-(`workdir/stores.py`). Other stores are refused: Orbax writes no checkpoints there. What else a command writes, exports,
-sweeps and caches, is on this machine: it is locked, renamed or mapped into memory, which needs a file system.
+A workdir is a folder on this machine (a mounted bucket is one), or in a bucket of Google Cloud Storage
+(`workdir/stores.py`). Other stores are refused, because Orbax cannot write checkpoints there. Exports, sweeps and
+caches must be on this machine: they are locked, renamed or mapped into memory, which needs a file system.
 """
 
 import os

@@ -240,7 +240,7 @@ def contradictions(config) -> Iterator[tuple[str, str]]:
         if strides and stages and len(strides) != stages:
             yield f"{name}.stage_strides", f"as many numbers as config.{name}.num_stages={stages}"
     if config.distillation.teacher and config.distillation.heads == "preview" and config.model != "basisnet":
-        yield "distillation.heads", f"another one: config.model={config.model!r} has no preview"
+        yield "distillation.heads", f"both or final: config.model={config.model!r} has no preview"
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

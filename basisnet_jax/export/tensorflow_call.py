@@ -32,8 +32,8 @@ def called_by_tensorflow(
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).partition("error: ")[2].split())[:100]
         raise UserError(
-            f"TensorFlow reads StableHLO up to {STABLEHLO}, in which what jax {jax.__version__} makes of the model "
-            f"cannot be written: {reason}"
+            f"the model as jax {jax.__version__} writes it needs StableHLO later than {STABLEHLO}, the latest that "
+            f"TensorFlow reads: {reason}"
         ) from error
     outputs = exported.out_avals
 

@@ -15,7 +15,7 @@ from basisnet_jax.ops import depthwise_tpu
 from basisnet_jax.ops.platforms import platform
 from basisnet_jax.ops.windows import accumulable, pad, slices, taps_of
 
-TILE = 14  # rows and columns, at most: of half the size, the sums of tiles would add a fifth to the traffic of a step
+TILE = 14  # rows and columns, at most: with 7, the sums of tiles are four times as many
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -84,7 +84,7 @@ def _input_gradient(dy, kernels, padded, strides, pads, dilation):
 def _input_gradient_of_diluted(dy, kernels, padded, strides, pads, dilation):
     """The same as one shifted sum of a dy with zeros between its rows and columns, for GPU.
 
-    XLA fuses the zeros into the sum; to interleave phases it writes a concatenation, slow by its own model of an H100.
+    XLA fuses the zeros into the sum. To interleave phases it writes a concatenation, a kernel of another kind.
     """
     around = [(0, 0, 0)]
     for axis, (low, high) in enumerate(pads):
@@ -108,9 +108,9 @@ def _kernel_gradient_by_taps(x, dy, shape, strides, dilation):
 def _kernel_gradient_by_tiles(x, dy, shape, strides, dilation):
     """The same, over small tiles of the image first, for GPU.
 
-    XLA for GPU reduces a whole image with a block of threads, two or three taps at once, and reads x and dy as often.
-    Sums of at most 31 rows or columns it leaves to one thread, and all taps share one pass: compiled for an H100,
-    [128, 28, 28, 120] 5x5 moves 69 MB in place of 727, [128, 112, 112, 64] 3x3 stride 2 274 in place of 1,322.
+    XLA for GPU reduces a whole image by a block of threads, two or three taps at once, so it reads x and dy many times.
+    A sum of at most 31 rows or columns is left to one thread, and all taps share one pass. Compiled for an H100,
+    [128, 28, 28, 120] 5x5 moves 69 MB instead of 727, and [128, 112, 112, 64] 3x3 stride 2 274 MB instead of 1,322.
     """
     counts = [-(-size // TILE) for size in dy.shape[1:3]]
     rows, columns = (-(-size // count) for size, count in zip(dy.shape[1:3], counts, strict=True))

@@ -19,7 +19,7 @@ _as_params = contextvars.ContextVar("as_params", default=False)
 
 @contextlib.contextmanager
 def in_dtype_of_params() -> Iterator[None]:
-    """Inside this block, the gradients of layers that cast their params are summed over devices as the params are."""
+    """Inside this block, devices sum the gradients of layers that cast their params in the dtype of the params."""
     token = _as_params.set(True)
     try:
         yield

@@ -37,11 +37,6 @@ def count(jaxpr) -> int:
     return total
 
 
-def shapes(equation) -> tuple[tuple[int, ...], ...]:
-    """Of what an equation takes and of what it gives."""
-    return tuple(variable.aval.shape for variable in (*equation.invars, *equation.outvars))
-
-
 def inner(params: dict) -> Iterator:
     """The jaxprs among an equation's parameters."""
     for value in params.values():

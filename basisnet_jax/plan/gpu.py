@@ -49,14 +49,18 @@ SHAPES = "h100:8, or h100:8x4 for 4 hosts of 8"
 # JAX takes this share of a card's memory when it starts, and a program has no more, unless the environment's
 # XLA_CLIENT_MEM_FRACTION says otherwise ("GPU memory allocation" in JAX's documentation).
 SHARE = 0.75
+FRACTIONS = (
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+)  # of the environment; the second is the old name
 
 # What neither the compiler nor the figures above tell.
 UNKNOWN = (
-    "which kernels XLA will choose by measuring on the card, and how long products and convolutions take in them",
-    "how long launches take, of which CUDA graphs join many",
-    "the time of collectives, and how much of it is hidden behind other work",
-    "what the L2 cache still holds when it is read: real traffic can be less",
-    "memory for cuDNN's and cuBLAS's work space, NCCL's buffers and fragmentation",
+    "which kernels XLA chooses by measuring on the card, and how long they take",
+    "the time to launch kernels: CUDA graphs join many launches into one",
+    "the time of collectives, and how much of it other work hides",
+    "what the L2 cache saves: the real traffic can be less",
+    "memory for work space of cuDNN and cuBLAS, buffers of NCCL, and fragmentation",
     "the time to load images",
 )
 
@@ -71,7 +75,7 @@ def find_machine(topology: str) -> Machine:
     try:
         version = importlib.metadata.version(PLUGIN)
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"compiling for a GPU needs {PLUGIN}: {install}, the extra gpu-plan") from None
+        raise UserError(f"compiling for a GPU needs {PLUGIN}: {install}, or the extra gpu-plan") from None
     if version != jax.__version__:
         raise UserError(f"{PLUGIN} is {version} and jax {jax.__version__}, expected the same version: {install}")
     name, _, shape = topology.partition(":")
@@ -89,13 +93,14 @@ def find_machine(topology: str) -> Machine:
 
 def share_of_memory() -> float:
     """What JAX takes of a card's memory."""
-    given = os.environ.get("XLA_CLIENT_MEM_FRACTION", str(SHARE))
+    name = next((name for name in FRACTIONS if name in os.environ), FRACTIONS[0])
+    given = os.environ.get(name, str(SHARE))
     try:
         if (share := float(given)) > 0:
             return share
     except ValueError:
         pass
-    raise UserError(f"XLA_CLIENT_MEM_FRACTION={given!r}, expected a number above 0, such as {SHARE}")
+    raise UserError(f"{name}={given!r}, expected a number above 0, such as {SHARE}")
 
 
 def compile(lowered: jax.stages.Lowered, chip: Chip) -> jax.stages.Compiled:

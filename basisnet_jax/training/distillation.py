@@ -36,7 +36,7 @@ class Teacher(NamedTuple):
 
 
 def load(fields, num_classes: int, channels: int) -> Teacher | None:
-    """The teacher that `fields`, which are `config.distillation`, name, if they name one.
+    """The teacher that `config.distillation`, given as `fields`, names; None if it names none.
 
     Raises:
       UserError: the run cannot be read, or its classes or channels are not the student's.

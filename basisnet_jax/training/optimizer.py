@@ -101,7 +101,7 @@ def create(
 
 
 def clipped(largest: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, by our `norm`."""
+    """`optax.clip_by_global_norm`, with our `norm`."""
 
     def update(updates, params):
         del params
@@ -114,8 +114,8 @@ def clipped(largest: float) -> optax.GradientTransformation:
 def norm(tree) -> jax.Array:
     """The global norm of a pytree of arrays.
 
-    On GPU the sum of an array is a kernel of its own, or two, so that all small arrays are summed as one. Those of the
-    two norms that are logged and the one that clips are a sixth of a step's kernels otherwise.
+    On GPU, XLA sums each array in one or two kernels of its own, so all small arrays are joined and summed together.
+    Compiled for an H100, the step of imagenet_basisnet_mv3 then has 2,921 launches instead of 3,092.
     """
     leaves = jax.tree.leaves(tree)
     if platform() == "gpu":

@@ -27,7 +27,7 @@ from basisnet_jax.workdir import checkpoint, files, stores
 
 # What was done before these fields existed, where it differs from today's default.
 BEFORE = {"basis": {"init": "independent"}, "optimizer": {"match_static": False, "coefficient_rate": 0.0}}
-# What may change when a run goes on: memory, and rounding in sums over devices, whose number may change too.
+# Fields that may change when a run continues: they change memory, or the rounding of sums over devices.
 FREE = {"remat_kernels", "reduce_dtype"}
 
 
@@ -306,7 +306,7 @@ class Log:
             if not files.is_remote(self.path):
                 raise
             self.tensorboard = None
-            logging.warning("no TensorBoard events, metrics.jsonl has the same: %s", stores.words(error))
+            logging.warning("no TensorBoard events, metrics.jsonl has the same numbers: %s", stores.words(error))
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         if self.writes:

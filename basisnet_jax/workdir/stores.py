@@ -44,7 +44,7 @@ def connect(bucket: str) -> None:
         import gcsfs  # noqa: F401
         from google.cloud import storage  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{bucket} takes {error.name}: pip install 'basisnet_jax[gcs]'") from None
+        raise UserError(f"{bucket} needs {error.name}: pip install 'basisnet_jax[gcs]'") from None
     for protocol in ("gs", "gcs"):  # what others write, TensorStore in this process too, must be seen
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     try:

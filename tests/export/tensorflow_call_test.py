@@ -38,7 +38,7 @@ def test_what_an_older_stablehlo_does_not_have_is_refused(monkeypatch):
     monkeypatch.setattr(tensorflow_call, "STABLEHLO", "1.3.0")
     spec = jax.ShapeDtypeStruct((3,), jnp.float8_e8m0fnu)  # of StableHLO 1.8
     with pytest.raises(
-        UserError, match=r"StableHLO up to 1\.3\.0, .* cannot be written: failed to legalize"
+        UserError, match=r"StableHLO later than 1\.3\.0, .* TensorFlow reads: failed to legalize"
     ) as refused:
         called_by_tensorflow(lambda x: x, ("cpu",), spec)
     assert "\n" not in str(refused.value)

@@ -171,7 +171,7 @@ def named(argv):
 def test_a_missing_package_is_named(refused, somewhere, monkeypatch, argv):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     stores.connect.cache_clear()
-    assert refused(*argv) == "gs://bucket takes gcsfs: pip install 'basisnet_jax[gcs]'"
+    assert refused(*argv) == "gs://bucket needs gcsfs: pip install 'basisnet_jax[gcs]'"
     assert os.listdir() == ["a.png"]
 
 
