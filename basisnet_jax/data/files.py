@@ -1,4 +1,4 @@
-"""Image files as evaluation sees them: what a user's paths mean, read ahead by threads."""
+"""Image files as evaluation sees them: what a user's paths mean, read by threads."""
 
 import itertools
 import os
@@ -51,27 +51,20 @@ def read(seen: Preprocess, paths: list[str]) -> Iterator[tuple[str, np.ndarray |
         except Exception as error:  # whatever Pillow or TensorFlow makes of a broken file
             return path, error
 
-    def read_chunk(chunk):
-        with jpeg_warnings.caught() as of_any:
-            reads = list(pool.map(read_one, chunk))
-        if not of_any:
-            return reads
-        reads = []
-        for path in chunk:  # once more, alone: which one was it?
-            with jpeg_warnings.caught() as warnings:
-                reads.append(read_one(path))
-            if warnings and not isinstance(reads[-1][1], Exception):
-                print(f"basisnet: {one_line(path)} is damaged, but decodes ({warnings[0]})", file=sys.stderr)
-        return reads
-
-    chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
-    pool, ahead = ThreadPoolExecutor(os.cpu_count()), ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        waiting = [ahead.submit(read_chunk, chunk) for chunk in itertools.islice(chunks, 1)]
-        while waiting:
-            reads = waiting.pop().result()
-            waiting += [ahead.submit(read_chunk, chunk) for chunk in itertools.islice(chunks, 1)]
-            yield from reads
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            with jpeg_warnings.caught() as of_any:
+                reads = list(pool.map(read_one, chunk))
+            if not of_any:
+                yield from reads
+                continue
+            for path in chunk:  # once more, alone: which one was it?
+                with jpeg_warnings.caught() as warnings:
+                    _, image = read_one(path)
+                if warnings and not isinstance(image, Exception):
+                    print(f"basisnet: {one_line(path)} is damaged, but decodes ({warnings[0]})", file=sys.stderr)
+                yield path, image
     finally:
-        ahead.shutdown(cancel_futures=True)
         pool.shutdown(cancel_futures=True)
