@@ -150,7 +150,7 @@ def functional(model: nnx.Module) -> Functional:
     """
     model.train()
     _, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    train_graph = nnx.graphdef(reduced.by_device(model))
+    train_graph = nnx.graphdef(reduced.with_reduced_layers(model))
     model.eval()
     eval_graph = nnx.graphdef(model)
 

@@ -4,16 +4,15 @@ import functools
 
 from flax import nnx
 
-from basisnet_jax import layers
 from basisnet_jax.ops import reduction
 
 
-def by_device(model: nnx.Module) -> nnx.Module:
+def with_reduced_layers(model: nnx.Module) -> nnx.Module:
     """A copy whose plain convolutions and linear layers heed `reduction.in_dtype_of_params`, as basis layers do."""
     model = nnx.clone(model)
     for _, module in nnx.iter_modules(model):
         for kind, ours in ((nnx.Conv, Conv), (nnx.Linear, Linear)):
-            if type(module) is kind and layers.is_plain(module, kind):
+            if type(module) is kind:
                 object.__setattr__(module, "__class__", ours)  # nothing in it changes but the call
     return model
 

@@ -301,6 +301,7 @@ def batches_from(step):
         step += 1
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     held_out = [examples(20), examples(7)]

@@ -38,6 +38,7 @@ def test_old_runs_and_exports_answer_as_they_did(then):
             np.testing.assert_allclose(getattr(outputs, name), value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_old_runs_go_on(then, data_dir, capsys):
     workdir, path = str(then / "run"), then / "run" / "config.json"

@@ -208,9 +208,10 @@ def check_trained(root: pathlib.Path, files: Files, carved: list[str]) -> None:
 
 
 def carve(root: pathlib.Path, found: Files) -> Files:
-    """Fills missing splits from train. Where a file goes follows from its name alone, so it stays when others come.
+    """Fills missing splits from train. The name of a file decides its split, so new files do not move it.
 
-    Among few images it may happen that none goes to a split. It gets one of each class that has three or more.
+    With few images a split may stay empty. Then each class with at least three images gives one to it. Such an image
+    goes back to train when a new file falls into that split by its name.
     """
 
     def place(pair):

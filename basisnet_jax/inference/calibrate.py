@@ -44,16 +44,16 @@ def calibrate(
         raise UserError(f"--criterion={criterion!r}, expected one of {', '.join(early_exit.CRITERIA)}")
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise UserError(f"--max_drop={max_drop:g}, expected a fraction from 0 to 1")
-    run = runs.load(workdir, which)
-    config = run.config
+    config = runs.load_config(workdir)
     if config.model != "basisnet":
         raise UserError(f"{workdir} holds a {config.model!r} model, which has no preview to stop at")
+    runs.check_writable(workdir)
+    run = runs.load(workdir, which)
     costs = madds.preview_only(run.items), madds.total(run.items)
     if target_madds is not None and not costs[0] <= target_madds <= costs[1]:
         limits = f"from {costs[0]:,} (all images stop) to {costs[1]:,} (none does)"
         raise UserError(f"--target_madds={target_madds:,.0f}, expected {limits}")
 
-    runs.check_writable(workdir)
     data = data_record.opened(workdir)
     mesh = partition.create_mesh(config.eval_batch_size, config.fsdp)
     per_example = evaluate.make_per_example(run.functions, run.preprocess.normalize, mesh, logits=True)

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from basisnet_jax.ops import depthwise_tpu
-from basisnet_jax.ops.depthwise import axes_of_batch, on_lanes, shifted_sum
+from basisnet_jax.ops.depthwise import on_lanes, shifted_sum
 from basisnet_jax.ops.platforms import platform
+from basisnet_jax.ops.reduction import axes_of_batch
 from basisnet_jax.ops.windows import accumulable, explicit_padding, output_size, pad, padded_shape, per_axis, slices
 
 PATHS = {  # and what each needs

@@ -4,7 +4,6 @@
 """
 
 import itertools
-import math
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ from jax import lax
 
 from basisnet_jax.ops import depthwise_tpu
 from basisnet_jax.ops.platforms import platform
+from basisnet_jax.ops.reduction import by_device
 from basisnet_jax.ops.windows import accumulable, pad, slices, taps_of
 
 TILE = 14  # rows and columns, at most: with 7, the sums of tiles are four times as many
@@ -162,7 +162,7 @@ def on_lanes(x, kernels, strides, pads, dilation):
 
 
 def _on_lanes_fwd(x, kernels, strides, pads, dilation):
-    y = _by_device(lambda *arrays: depthwise_tpu.forward(*arrays, strides, pads, dilation), x, kernels)
+    y = by_device(lambda _, *arrays: depthwise_tpu.forward(*arrays, strides, pads, dilation), (), x, kernels)
     return y, (x, kernels)
 
 
@@ -170,26 +170,11 @@ def _on_lanes_bwd(strides, pads, dilation, residuals, dy):
     x, kernels = residuals
     size, window = x.shape[1:3], kernels.shape[1:3]
 
-    def gradients(x, kernels, dy):
+    def gradients(_, x, kernels, dy):
         dx = depthwise_tpu.input_gradient(dy, kernels, size, strides, pads, dilation)
         return dx, depthwise_tpu.kernel_gradient(x, dy, window, strides, pads, dilation).astype(kernels.dtype)
 
-    return _by_device(gradients, x, kernels, dy)
+    return by_device(gradients, (), x, kernels, dy)
 
 
 on_lanes.defvjp(_on_lanes_fwd, _on_lanes_bwd)
-
-
-def _by_device(function, *arrays):
-    """The function of arrays [B, ...] by each device of the mesh on its share of the batch: XLA cannot split Pallas."""
-    axes = axes_of_batch()
-    if math.prod(axes.values()) == 1:
-        return function(*arrays)
-    shares = jax.P(tuple(axes))
-    return jax.shard_map(function, in_specs=shares, out_specs=shares, axis_names={*axes}, check_vma=False)(*arrays)
-
-
-def axes_of_batch() -> dict[str, int]:
-    """The axes of the mesh, and their sizes, over which the batch is split here: all that no `shard_map` has taken."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}

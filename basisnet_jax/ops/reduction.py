@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from basisnet_jax.ops.depthwise import axes_of_batch
-
 _as_params = contextvars.ContextVar("as_params", default=False)
 
 
@@ -34,7 +32,7 @@ def applies(examples: int, params_dtype, dtype) -> bool:
 
 
 def by_device(function: Callable, params, *of_examples: jax.Array) -> jax.Array:
-    """`function(params, *of_examples)` on each device for its share of the examples.
+    """`function(params, *of_examples)` on each device of the mesh for its share of the examples.
 
     Args:
       function: casts the params, and treats all examples alike.
@@ -42,8 +40,16 @@ def by_device(function: Callable, params, *of_examples: jax.Array) -> jax.Array:
       of_examples: arrays [B, ...]; so is the result.
     """
     axes = axes_of_batch()
+    if math.prod(axes.values()) == 1:
+        return function(params, *of_examples)
     shares = jax.P(tuple(axes))
     specs = (jax.P(), *(shares for _ in of_examples))
     # Without `check_vma`, which would sum what `function` makes of the params, and so after the cast.
     run = jax.shard_map(function, in_specs=specs, out_specs=shares, axis_names={*axes}, check_vma=False)
     return run(params, *of_examples)
+
+
+def axes_of_batch() -> dict[str, int]:
+    """The axes of the mesh, and their sizes, over which the batch is split here: all that no `shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}

@@ -5,7 +5,6 @@ array of the model's size is allocated. What is counted is read from the compile
 """
 
 import time
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -67,14 +66,9 @@ def find_machine(topology: str) -> Machine:
     Raises:
       UserError: there is no such topology, or what compiles for it is not installed.
     """
-    return of_chip(topology).find_machine(topology)
-
-
-def of_chip(topology: str) -> ModuleType:
-    """Of `tpu` and `gpu` the one that knows the topology's chip."""
     for target in TARGETS.values():
         if topology.partition(":")[0] in target.CHIPS:
-            return target
+            return target.find_machine(topology)
     chips = ", ".join([*tpu.CHIPS, *gpu.CHIPS])
     shapes = f"{tpu.SHAPES}; {gpu.SHAPES}"
     raise UserError(f"--topology={topology!r}, expected a chip ({chips}) and a shape, such as {shapes}")

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from basisnet_jax import coefficients, preprocess
 from basisnet_jax.distributed import partition
+from basisnet_jax.errors import UserError
 from basisnet_jax.models import Functional
 from basisnet_jax.ops import reduction
 from basisnet_jax.ops.platforms import platform
@@ -71,6 +72,12 @@ def build_step(
       normalize: makes of the images, as they are in a batch, what the model takes; None: as the config says.
     """
     mesh = mesh or partition.create_mesh(config.batch_size, config.fsdp)
+    images = config.batch_size // config.accumulate
+    if config.dtype == "bfloat16" and config.reduce_dtype == "float32" and images % mesh.size:
+        raise UserError(
+            f"config.accumulate={config.accumulate} leaves {images} images for a pass, which the {mesh.size} devices "
+            "cannot share equally: expected a multiple of them, or config.reduce_dtype=bfloat16"
+        )
     learning_rate = optimizer.schedule(config.optimizer, steps_per_epoch, round(config.num_epochs * steps_per_epoch))
     tx = optimizer.create(config.optimizer, learning_rate, functions)
     create = partial(create_state, tx=tx)

@@ -76,8 +76,16 @@ def steps(workdir: str, finished: bool = True) -> list[int]:
     folder = files.at(directory(workdir))
     found = [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
     if files.is_remote(folder):  # where a file says that a checkpoint is whole, and not its name
-        found = [child for child in found if ocp.utils.is_checkpoint_finalized(child) == finished]
+        found = [child for child in found if _is_finished(child) == finished]
     return [int(child.name) for child in found]
+
+
+def _is_finished(folder) -> bool:
+    """Of a checkpoint in a bucket."""
+    try:
+        return ocp.utils.is_checkpoint_finalized(folder)
+    except ValueError:  # the run that writes there has removed it
+        return False
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state, metrics: dict | None = None) -> None:

@@ -58,13 +58,11 @@ def make_folder(path: str | os.PathLike) -> None:
 def replacing(path: str | os.PathLike, mode: str = "w", **options) -> Iterator[IO]:
     """A file to write, which becomes the one at `path` when the block ends well; `mode` is "w" or "wb".
 
-    That it can be written is found out at once. `options` are those of `open`.
+    That it can be written is found out at once; in a bucket at the end. `options` are those of `open`.
     """
     if mode == "w":
         options = {"encoding": "utf-8", **options}
     if is_remote(path):
-        if reason := unwritable(os.path.dirname(path)):
-            raise OSError(errno.EIO, reason, os.fspath(path))
         content = io.BytesIO()
         file = io.TextIOWrapper(content, **options) if mode == "w" else content
         yield file
@@ -121,6 +119,12 @@ def unwritable(path: str | os.PathLike) -> str | None:
 def full_disk(error: BaseException) -> str | None:
     """The system's words for a full disk if the error, of whatever library, has them."""
     return next((text for text in _FULL if text in str(error)), None)
+
+
+def refused_by_store(error: BaseException) -> str | None:
+    """What a bucket says, if the error is of reading or writing there."""
+    of_store = isinstance(error, OSError) and error.filename is not None and is_remote(error.filename)
+    return error.strerror if of_store else None
 
 
 def checksums(folder: pathlib.Path, left_out: Collection[str] = ()) -> dict[str, str]:

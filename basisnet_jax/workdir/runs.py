@@ -224,16 +224,17 @@ def locked(workdir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_when_full(workdir: str) -> Iterator[None]:
-    """A full disk ends the run in one line, whatever part of it, in whatever library, was writing."""
+    """A full disk, or a bucket that refuses, ends the run in one line, whatever part of it was writing."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if (reason := files.full_disk(error)) is None:
+        if (reason := files.full_disk(error) or files.refused_by_store(error)) is None:
             raise
-        step = checkpoint.newest(workdir)
+        step = None if files.is_remote(workdir) else checkpoint.newest(workdir)
         saved = "no checkpoint was saved yet" if step is None else f"the checkpoint of step {step} is whole"
+        saved = "what was saved is there" if files.is_remote(workdir) else saved
         message = f"workdir {workdir} cannot be written: {reason}; {saved}, and the same command goes on from there"
         raise UserError(message) from error
 

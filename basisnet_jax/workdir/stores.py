@@ -12,10 +12,16 @@ import functools
 import os
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
+from typing import NamedTuple
+
+from absl import logging
 
 from basisnet_jax import paths
 from basisnet_jax.errors import UserError
+
+COMMITTED = "commit_success.txt"  # Orbax's mark of a whole checkpoint
 
 
 def at(path: str):
@@ -108,8 +114,13 @@ def listed(folder) -> list[str]:
 
 
 def move(folder, target) -> None:
-    """Copies all objects of a folder to another name, then removes them."""
+    """Copies all objects of a folder to another name, then removes them.
+
+    Of a checkpoint the mark that it is whole goes first: if this is interrupted, none is left that lacks files.
+    """
     store, source = filesystem(folder)
+    with contextlib.suppress(FileNotFoundError):
+        store.rm_file(f"{source}/{COMMITTED}")
     store.mv(source, filesystem(target)[1], recursive=True)
 
 
@@ -122,27 +133,33 @@ def locked(workdir: str) -> Iterator[None]:
     """
     path = f"{workdir}/lock"
     store, name = filesystem(at(path))
+    ours = Holder(str(os.getpid()), socket.gethostname(), machine(), uuid.uuid4().hex)
     try:
         with _in_turn():
             holder = _holder(store, name)
-            if holder and _has_ended(*holder):
+            if holder and _has_ended(holder):
                 store.rm_file(name)
                 holder = None
             if not holder:
                 try:
-                    store.pipe_file(name, f"{os.getpid()} {socket.gethostname()}".encode(), mode="create")
-                except FileExistsError:  # a run on another machine has been faster
+                    store.pipe_file(name, " ".join(ours).encode(), mode="create")
+                except FileExistsError:  # a run on another machine has been faster, or our own first try arrived
                     holder = _holder(store, name)
     except Exception as error:
         raise UserError(f"workdir {workdir} cannot be written: {words(error)}") from error
-    if holder:
-        where = "process {} on {}".format(*holder)
+    if holder and holder != ours:
+        where = f"process {holder.process} on {holder.host}"
         raise UserError(f"workdir {workdir} is in use by {where}; if that has ended, remove {path}")
+    _held.add(ours)
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            store.rm_file(name)
+        _held.discard(ours)
+        try:
+            if _holder(store, name) == ours:
+                store.rm_file(name)
+        except Exception as error:  # the run has ended as it has
+            logging.warning("%s is left behind: %s", path, words(error))
 
 
 @contextlib.contextmanager
@@ -153,21 +170,44 @@ def _in_turn() -> Iterator[None]:
         yield
 
 
-def _holder(store, name: str) -> tuple[str, str] | None:
-    """Process and machine of the run that made the lock; None where there is none."""
+class Holder(NamedTuple):
+    """The run that made a lock. Processes have the same number in two containers of one host, and one after another."""
+
+    process: str
+    host: str
+    machine: str  # see `machine`
+    token: str  # of this lock alone
+
+
+_held: set[Holder] = set()  # by this process
+
+
+def machine() -> str:
+    """What two processes share that see each other: one boot of one system, and one table of processes."""
     try:
-        process, _, machine = store.cat_file(name).decode().partition(" ")
-        return process, machine
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return "-"
+
+
+def _holder(store, name: str) -> Holder | None:
+    """The run that made the lock; None where there is none. What no run wrote is of an unknown one."""
+    try:
+        parts = store.cat_file(name).decode(errors="replace").split()
     except FileNotFoundError:
         return None
+    return Holder(*parts) if len(parts) == len(Holder._fields) and parts[0].isdigit() else Holder("?", "?", "?", "?")
 
 
-def _has_ended(process: str, machine: str) -> bool:
+def _has_ended(holder: Holder) -> bool:
     """Whether a process of this machine is gone; of another machine nobody here knows."""
-    if machine != socket.gethostname():
+    if (holder.host, holder.machine) != (socket.gethostname(), machine()):
         return False
+    if int(holder.process) == os.getpid():  # an earlier process had our number, if the lock is not ours
+        return holder not in _held
     try:
-        os.kill(int(process), 0)
+        os.kill(int(holder.process), 0)
         return False
     except ProcessLookupError:
         return True

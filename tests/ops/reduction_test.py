@@ -28,7 +28,7 @@ class Network(nnx.Module):
 def gradient(dtype=jnp.bfloat16, devices=4, batch=8, inside=reduction.in_dtype_of_params):
     """The gradient's jaxpr on a mesh of so many devices."""
     network = basis.with_bases(Network(dtype), 2, where=basis.matching("conv"))
-    graph, params = nnx.split(reduced.by_device(network))
+    graph, params = nnx.split(reduced.with_reduced_layers(network))
 
     def loss(params, x, coefficients):
         model = nnx.merge(graph, params)
@@ -74,7 +74,7 @@ def test_else_the_program_is_as_it_was(changed):
     ],
 )
 def test_an_example_alone_is_not_split(layer):
-    (layer,) = reduced.by_device(nnx.List([layer]))
+    (layer,) = reduced.with_reduced_layers(nnx.List([layer]))
     one = jnp.ones((8, 8, 3) if isinstance(layer, nnx.Conv) else (8,))
     mesh = AbstractMesh((4, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     with jax.sharding.use_abstract_mesh(mesh), reduction.in_dtype_of_params():
@@ -84,7 +84,7 @@ def test_an_example_alone_is_not_split(layer):
 
 def test_a_copy_for_training_leaves_the_model_as_it_was():
     model = Network(jnp.bfloat16)
-    copy = reduced.by_device(model)
+    copy = reduced.with_reduced_layers(model)
     assert type(model.conv) is nnx.Conv and isinstance(copy.conv, nnx.Conv) and type(copy.conv) is not nnx.Conv
     assert jax.tree.structure(nnx.to_pure_dict(nnx.state(copy))) == jax.tree.structure(
         nnx.to_pure_dict(nnx.state(model))

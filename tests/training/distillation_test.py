@@ -149,6 +149,7 @@ def test_mixed_images_get_mixed_predictions(config):
     np.testing.assert_allclose(one_step(config, knowing)[0]["loss"], one_step(config, batch)[0]["loss"], rtol=1e-5)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_run_with_a_teacher(config, tmp_path):
     """Through the trainer, both ways; nothing of the teacher is in the checkpoint."""

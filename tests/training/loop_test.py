@@ -193,6 +193,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, flags, tmp_path, capsys):
     workdir = tmp_path / "run"
