@@ -51,6 +51,7 @@ def closure(names):
     return found.values()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_three_steps_in_an_environment_without_the_rest(tmp_path):
     """A new environment with links to the packages that are installed here, and the package without dependencies."""

@@ -117,6 +117,7 @@ def size(name, arrays):
     return max(largest, 1e-3)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "name", "expected"),
@@ -140,6 +141,7 @@ def test_three_steps(results, where, name, expected):
     assert abs(ours["metrics/loss"] - expected["metrics/loss"]) < 1e-5
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_gradients_that_each_device_casts_are_the_same_but_for_rounding(results):
     """With batch statistics of the examples 0, 2, 4, ... and 1, 3, 5, ..., as the passes have them."""
@@ -153,6 +155,7 @@ def test_gradients_that_each_device_casts_are_the_same_but_for_rounding(results)
     assert np.linalg.norm(moved[0] - moved[1]) < 0.1 * np.linalg.norm(moved[1])
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_what_is_compared_can_differ(results):
     """The steps move it, and other batch statistics are no rounding."""
@@ -164,6 +167,7 @@ def test_what_is_compared_can_differ(results):
         assert largest_difference(here[name], here["plain"]) > 10 * TOLERANCE
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 @pytest.mark.parametrize("where", [(8, 1), (4, 2)])
 def test_evaluation_counts_every_example_once(results, where):
@@ -175,6 +179,7 @@ def test_evaluation_counts_every_example_once(results, where):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 @pytest.mark.parametrize("where", [(1, 1), (4, 2)])
 def test_a_checkpoint_of_one_mesh_restores_on_another_bit_for_bit(results, where):

@@ -16,7 +16,7 @@ import pytest
 
 import basisnet_jax
 from basisnet_jax import cli
-from basisnet_jax.data import source
+from basisnet_jax.data import pipeline
 from basisnet_jax.errors import UserError
 from basisnet_jax.workdir import checkpoint, files, runs, stores
 
@@ -167,8 +167,9 @@ VERBS = [
 
 
 @pytest.fixture
-def somewhere(monkeypatch, tmp_path, data_dir, tiny):
-    source.Source.find(tiny(data_dir=data_dir))  # that it prepares the data is told
+def somewhere(monkeypatch, tmp_path, data_dir, tiny, capsys):
+    pipeline.open(tiny(data_dir=data_dir))
+    capsys.readouterr()  # that it prepares the data is told
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
     (tmp_path / "a.png").write_bytes(b"")
