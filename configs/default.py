@@ -80,8 +80,9 @@ def get_config(arg=""):
     config.coefficients.activation = "softmax"  # or "sigmoid"
     config.coefficients.temperature = 1.0
     config.coefficients.shared = False  # one vector for all layers
-    # Each layer mixes only so many bases, those with the largest coefficients, renormalised; 0: all. With 1 and softmax
-    # the one coefficient is always 1, so the coefficient head gets no gradient. balance_loss_weight is meant for it.
+    # Each layer mixes only so many bases, those with the largest coefficients, renormalised; 0: all. A small
+    # balance_loss_weight keeps all bases in use. With 1 and softmax the one coefficient is always 1, so the
+    # coefficient head gets no gradient.
     config.coefficients.top_k = 0
     # Training only. The temperature falls linearly from `initial_temperature`, in `annealing_epochs`; 0: constant.
     config.coefficients.initial_temperature = 30.0
