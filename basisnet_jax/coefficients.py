@@ -108,8 +108,8 @@ def collapse(entropy: float, information: float, top_k: int = 0) -> str | None:
     if information > COLLAPSED:
         return None
     change = f"{'raise' if entropy > 0.5 else 'lower'} config.optimizer.coefficient_rate"
-    if top_k:  # the entropy of k bases is low even where they are even
-        change = "raise config.balance_loss_weight"
+    if top_k:  # the entropy of k bases is low even where they are even, and then nothing leads away from them
+        change = "train anew with a lower config.optimizer.coefficient_rate or another config.balance_loss_weight"
     return f"all images have the same mixture of bases (entropy {entropy:.2f} of 1), as in a static network; {change}"
 
 

@@ -226,4 +226,4 @@ def test_a_collapse_says_what_to_change():
     assert coefficients.collapse(0.9, 0.01) is None
     assert "raise config.optimizer.coefficient_rate" in coefficients.collapse(1.0, 0.0)
     assert "lower config.optimizer.coefficient_rate" in coefficients.collapse(0.01, 0.0)
-    assert "raise config.balance_loss_weight" in coefficients.collapse(0.25, 0.0, top_k=2)
+    assert "train anew with a lower config.optimizer.coefficient_rate or" in coefficients.collapse(0.25, 0.0, top_k=2)
