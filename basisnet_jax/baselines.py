@@ -24,7 +24,7 @@ class Unit(nnx.Module):
     Args:
       body: the block or layer, with one or more basis layers in it.
       hidden: features of the router's hidden layer, as a share of the input's; 0: the router is one linear layer.
-      activation, temperature: as for `BasisNet`.
+      activation, temperature, top_k: as for `BasisNet`.
       dropout, dropout_per: basis model dropout, as for `BasisNet`, drawn anew in each unit.
     """
 
@@ -35,6 +35,7 @@ class Unit(nnx.Module):
         hidden: float,
         activation: str,
         temperature: float,
+        top_k: int,
         dropout: float,
         dropout_per: str,
         rngs: nnx.Rngs,
@@ -42,6 +43,7 @@ class Unit(nnx.Module):
         self.body = body
         self.activation = activation
         self.temperature = temperature
+        self.top_k = top_k
         self.num_bases = next(iter(basis.basis_layers(body).values())).num_bases
         squeezed = max(round(hidden * body.in_features), 1) if hidden else body.in_features
         self.squeeze = nnx.Linear(body.in_features, squeezed, rngs=rngs) if hidden else None
@@ -56,7 +58,7 @@ class Unit(nnx.Module):
             pooled = jax.nn.relu(self.squeeze(pooled))
         raw = self.router(pooled)[:, None].astype(jnp.float32) / self.temperature
         kept = self.basis_dropout(raw.shape[0], self.num_bases)
-        self.coefficients = coefficients.activate(raw, self.activation, kept)
+        self.coefficients = coefficients.activate(raw, self.activation, kept, self.top_k)
         with basis.mixed(self.body, self.coefficients):
             return self.body(x)
 
@@ -91,6 +93,7 @@ def routed(
     hidden: float = 0.0,
     activation: str = "sigmoid",
     temperature: float = 1.0,
+    top_k: int = 0,
     dropout: float = 0.0,
     dropout_per: str = "example",
     rngs: nnx.Rngs,
@@ -100,14 +103,15 @@ def routed(
     Args:
       network: every basis layer of it must be in exactly one chosen module.
       where: which modules route, by (path joined with "/", module): blocks with an attribute `in_features`, or layers.
-      hidden, activation, temperature, dropout, dropout_per: of every `Unit`.
+      hidden, activation, temperature, top_k, dropout, dropout_per: of every `Unit`.
       rngs: its stream "params" is drawn from; its stream "dropout" is the basis dropout's.
 
     Raises:
       ValueError: a basis layer is in no chosen module, or in two; or a chosen module has no number `in_features`.
     """
-    coefficients.check(activation, dropout, dropout_per)
-    layers = list(basis.basis_layers(network))
+    layers = basis.basis_layers(network)
+    fewest = min((layer.num_bases for layer in layers.values()), default=top_k)
+    coefficients.check(activation, dropout, dropout_per, top_k, fewest)
     paths = [_joined(path) for path, module in nnx.iter_modules(network) if where(_joined(path), module)]
     for layer in layers:
         owners = [path for path in paths if f"{layer}/".startswith(f"{path}/")]
@@ -126,6 +130,7 @@ def routed(
             hidden=hidden,
             activation=activation,
             temperature=temperature,
+            top_k=top_k,
             dropout=dropout,
             dropout_per=dropout_per,
             rngs=rngs,

@@ -52,12 +52,15 @@ class BasisNet(Classifier):
       activation: "softmax" (coefficients of a layer sum to one) or "sigmoid" (each on its own).
       temperature: the activation's argument is divided by it; higher is more even. Training may start higher.
       shared: one vector of coefficients for all layers, instead of one for each.
+      top_k: each layer mixes only so many bases, those with the largest coefficients; 0: all. With 1 and softmax the
+        one coefficient is always 1, so the coefficient head gets no gradient.
       dropout: basis model dropout, the probability that a basis is shut down in training; never all of them are.
       dropout_per: "example" or "batch": what shares one draw of the bases to drop.
       rngs: of the coefficient head's weights and of the dropout; None: `nnx.Rngs(0)`.
 
     Raises:
-      ValueError: the layers of the specialist have bases of different numbers, or the preview has no such layer.
+      ValueError: the layers of the specialist have bases of different numbers, or fewer than `top_k`; or the preview
+        has no such layer.
 
     Example:
       >>> from basisnet_jax import with_bases
@@ -82,6 +85,7 @@ class BasisNet(Classifier):
         activation: str = "softmax",
         temperature: float = 1.0,
         shared: bool = False,
+        top_k: int = 0,
         dropout: float = 0.0,
         dropout_per: str = "example",
         rngs: nnx.Rngs | None = None,
@@ -93,7 +97,7 @@ class BasisNet(Classifier):
             raise ValueError(f"the specialist's basis layers have {sorted(counts)} bases, expected one number for all")
         if preview_size is not None and view is not None:
             raise ValueError(f"preview_size={preview_size} and a view given, expected one of them")
-        coefficients.check(activation, dropout, dropout_per)
+        coefficients.check(activation, dropout, dropout_per, top_k, min(counts))
         if classifier is not None or not _has_features(preview):
             preview = Tapped(preview, classifier)
         self.specialist = specialist
@@ -102,6 +106,7 @@ class BasisNet(Classifier):
         self.view = view
         self.activation = activation
         self.temperature = temperature
+        self.top_k = top_k
         self.num_vectors = 1 if shared else len(layers)
         self.num_bases = counts.pop()
         self.basis_dropout = coefficients.BasisDropout(dropout, dropout_per, rngs)
@@ -139,7 +144,7 @@ class BasisNet(Classifier):
         raw = self.coefficient_head(features).reshape(-1, self.num_vectors, self.num_bases)
         raw = raw.astype(jnp.float32) / self.temperature
         kept = self.basis_dropout(raw.shape[0], self.num_bases)
-        return logits, coefficients.activate(raw, self.activation, kept)
+        return logits, coefficients.activate(raw, self.activation, kept, self.top_k)
 
     def specialist_stage(self, images: jax.Array, coefficients_BKN: jax.Array, **keywords) -> jax.Array:
         """The final prediction [B, classes], each image's by kernels mixed with its own coefficients."""

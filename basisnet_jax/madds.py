@@ -3,6 +3,10 @@
 The count is exact and of the arithmetic that the paper counts: a convolution costs output pixels x window x input
 channels of its group x output channels; mixing costs N multiply-adds for each weight of each mixed kernel. Biases,
 batch norm, activations, pooling, resizing and additions are left out, as in the MobileNet papers.
+
+With `top_k` the count is of a mixture that reads k of the N bases: k multiply-adds a weight, and none where softmax
+selects one basis, whose coefficient is 1. That is what the arithmetic needs. It is not yet what runs: all paths and
+exports still read all bases and multiply those left out by zero. `basisnet plan` compiles what runs.
 """
 
 import collections
@@ -16,7 +20,7 @@ from unittest import mock
 import jax
 from flax import nnx
 
-from basisnet_jax import baselines, basis, calling, layers
+from basisnet_jax import baselines, basis, calling, coefficients, layers
 from basisnet_jax.basisnet import BasisNet
 from basisnet_jax.ops.platforms import platform
 
@@ -42,6 +46,10 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1)
     """
     model = nnx.clone(model)
     model.eval()
+    for _, mixer in nnx.iter_modules(model):
+        if isinstance(mixer, BasisNet | baselines.Unit):
+            for layer in basis.basis_layers(mixer).values():
+                layer.mixed_of_madds = _mixed(mixer)
     num_bases = {name: layer.num_bases for name, layer in basis.basis_layers(model).items()}
     for path, module in nnx.iter_modules(model):
         name = "/".join(map(str, path))
@@ -55,7 +63,8 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1)
             seen = inputs.update(shape=(images, *inputs.shape[1:]))
             kernel, is_own = layer.layer.kernel, isinstance(layer, layers.BasisOther)  # which calls what is counted
             path = layer.path_for(seen)
-            items = [Item(name, stage, "mixing", kernel.size, 0, path if is_own else "")]
+            cost = kernel.size // layer.num_bases * getattr(layer, "mixed_of_madds", layer.num_bases)
+            items = [Item(name, stage, "mixing", cost, 0, path if is_own else "")]
             return items if is_own else [*items, _item(layer.layer, name, stage, inputs, outputs, path=path)]
         return [_item(layer, name, stage, inputs, outputs, num_bases.get(name, 1))]
 
@@ -70,6 +79,11 @@ def count(model: nnx.Module, image_shape: tuple[int, int, int], images: int = 1)
         program = jax.make_jaxpr(run)(state, image)
     times = _times(program.jaxpr)
     return [item._replace(madds=item.madds * times[i]) for i, items in enumerate(calls) if i in times for item in items]
+
+
+def _mixed(mixer: BasisNet | baselines.Unit) -> int:
+    """Multiply-adds for each weight that it mixes."""
+    return 0 if coefficients.selects(mixer.activation, mixer.top_k) else mixer.top_k or mixer.num_bases
 
 
 def _item(layer, name: str, stage: str, inputs, outputs, num_bases: int = 1, path: str = "") -> Item:

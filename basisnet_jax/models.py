@@ -22,7 +22,8 @@ from basisnet_jax.ops import conv
 WRAPPERS = ("specialist", "network", "body", "layer")
 # What the train step does not hand from one step to the next. Random state follows from each step's key.
 NOT_KEPT = nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate))
-COEFFICIENT_FIELDS = ("activation", "temperature", "dropout", "dropout_per")  # of the config, for all models with bases
+# Fields of config.coefficients for all models with bases.
+COEFFICIENT_FIELDS = ("activation", "temperature", "top_k", "dropout", "dropout_per")
 
 
 def create(config: ml_collections.ConfigDict) -> nnx.Module:

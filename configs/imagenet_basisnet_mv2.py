@@ -4,7 +4,7 @@
 
 Meant for a TPU v5e or v4 slice (global batch 4096). The part of the paper we have gives no figures for it. The preview
 is the one of imagenet_basisnet_mv3, an assumption, as are the number of bases and the layers that have them. Arguments:
-bases (16), width (1.0), seed (0).
+bases (16), width (1.0), top_k (0: all), seed (0).
 """
 
 from basisnet_jax.configs import imagenet_basisnet_mv3

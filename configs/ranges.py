@@ -132,6 +132,7 @@ RANGES: dict[str, Range] = {
     "coefficients.activation": one_of("softmax", "sigmoid"),
     "coefficients.temperature": POSITIVE,
     "coefficients.shared": FLAG,
+    "coefficients.top_k": WHOLE,
     "coefficients.initial_temperature": POSITIVE,
     "coefficients.annealing_epochs": NOT_NEGATIVE,
     "coefficients.dropout": BELOW_ONE,
@@ -150,6 +151,7 @@ RANGES: dict[str, Range] = {
     "batch_size": COUNT,
     "eval_batch_size": COUNT,
     "preview_loss_weight": NOT_NEGATIVE,
+    "balance_loss_weight": NOT_NEGATIVE,
     "label_smoothing": BELOW_ONE,
     "optimizer.name": one_of("rmsprop", "adamw"),
     "optimizer.learning_rate": NOT_NEGATIVE,
@@ -239,6 +241,8 @@ def contradictions(config) -> Iterator[tuple[str, str]]:
         strides, stages = config[name].get("stage_strides"), config[name].get("num_stages")
         if strides and stages and len(strides) != stages:
             yield f"{name}.stage_strides", f"as many numbers as config.{name}.num_stages={stages}"
+    if config.coefficients.top_k > config.basis.num_bases:
+        yield "coefficients.top_k", f"at most config.basis.num_bases={config.basis.num_bases}, or 0 for all"
     if config.distillation.teacher and config.distillation.heads == "preview" and config.model != "basisnet":
         yield "distillation.heads", f"both or final: config.model={config.model!r} has no preview"
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,25 @@ def test_items_are_whole(paper):
     mixing = [item for item in paper if item.kind == "mixing"]
     assert len(mixing) == len(basis.basis_layers(model.specialist)) == 46
     assert all(item.params == 0 for item in mixing)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "per_weight"),
+    [
+        ({}, 3),
+        ({"coefficients.top_k": 3}, 3),
+        ({"coefficients.top_k": 2}, 2),
+        ({"coefficients.top_k": 1}, 0),  # the softmax of one is 1: a kernel is chosen, not computed
+        ({"coefficients.top_k": 1, "coefficients.activation": "sigmoid"}, 1),
+        ({"coefficients.top_k": 2, "model": "routed", "routing.units": r"stages/\d+/\d+|last/conv|head"}, 2),
+    ],
+    ids=str,
+)
+def test_mixing_counts_the_bases_that_are_mixed(tiny, overrides, per_weight):
+    model = models.create_abstract(tiny(**overrides))
+    mixing = {item.name: item.madds for item in madds.count(model, (16, 16, 1)) if item.kind == "mixing"}
+    weights = {name: math.prod(layer.layer.kernel.shape[1:]) for name, layer in basis.basis_layers(model).items()}
+    assert mixing == {name: per_weight * size for name, size in weights.items()}
 
 
 def flops(function, *args):

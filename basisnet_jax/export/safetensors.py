@@ -15,6 +15,7 @@ from basisnet_jax import models, preprocess
 from basisnet_jax.early_exit import Rule
 from basisnet_jax.errors import UserError
 from basisnet_jax.export import stages
+from basisnet_jax.workdir import runs
 
 
 def write(run, rule, folder: pathlib.Path) -> dict:
@@ -36,7 +37,7 @@ def load(folder: pathlib.Path, manifest: dict) -> dict:
 
 def model(folder: pathlib.Path, manifest: dict) -> nnx.Module:
     """The model with its weights, in evaluation mode."""
-    built = models.create(ml_collections.ConfigDict(manifest["config"]))
+    built = models.create(ml_collections.ConfigDict(runs.whole(manifest["config"])))
     functions = models.functional(built)
     arrays = safetensors.numpy.load_file(folder / "weights.safetensors")
     wanted, found = (

@@ -40,6 +40,7 @@ def fit(
     clip_norm: float = 1.0,
     label_smoothing: float = 0.0,
     preview_weight: float = 1.0,
+    balance_weight: float = 0.0,
     ema_decay: float = 0.0,
     max_drop: float = 0.003,
     log_every: int = 100,
@@ -65,7 +66,7 @@ def fit(
         `num_steps`) it decays to 0 by a cosine.
       weight_decay: of kernels only.
       clip_norm: of the gradient of each stage; 0: none.
-      label_smoothing, preview_weight: as of `basisnet_jax.loss`.
+      label_smoothing, preview_weight, balance_weight: as of `basisnet_jax.loss`.
       ema_decay: of the average of the weights that is validated and left in the model; 0: the weights themselves.
       max_drop: top-1, as a fraction, that early termination may cost: by it the threshold is chosen on `validation`
         and left in `model.rule`.
@@ -101,7 +102,8 @@ def fit(
     config = default.get_config()
     config.seed, config.batch_size, config.num_epochs = seed, len(examples["label"]), float(num_steps)
     config.num_classes = num_classes(functions, normalize, examples["image"])
-    config.label_smoothing, config.preview_loss_weight, config.ema_decay = label_smoothing, preview_weight, ema_decay
+    config.label_smoothing, config.ema_decay = label_smoothing, ema_decay
+    config.preview_loss_weight, config.balance_loss_weight = preview_weight, balance_weight
     config.optimizer.update(
         name=optimizer,
         learning_rate=learning_rate,

@@ -89,6 +89,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
         if first_step >= total_steps:
             return finished_report(config, data, workdir, functions, state, first_step)
         print_overview(config, workdir, model, total_steps, first_step)
+        if functions.num_bases and coefficients.selects(config.coefficients.activation, config.coefficients.top_k):
+            logging.warning(
+                "config.coefficients.top_k=1 with softmax: the one coefficient is always 1, so what chooses the basis "
+                "is not trained; top_k=2 or activation=sigmoid trains it"
+            )
 
         batches, constants = inputs(config, data, teacher, first_step, mesh)
         per_example = evaluate.make_per_example(
@@ -102,7 +107,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, changed_data: bool = 
             averaged = per_example(state.ema_params, state.ema_batch_stats, held_out)
             summary = evaluate.summarize(averaged)
             if step > config.optimizer.warmup_epochs * steps_per_epoch:
-                warn_of_collapse(summary, functions)
+                warn_of_collapse(summary, functions, config.coefficients.top_k)
             warn_of_dead_bases(averaged, model)
             return summary
 
@@ -210,11 +215,11 @@ def inputs(
     return batches, (key, weights)
 
 
-def warn_of_collapse(summary: dict[str, float], functions: Functional) -> None:
+def warn_of_collapse(summary: dict[str, float], functions: Functional, top_k: int) -> None:
     """Says when all images of a split have one mixture of a BasisNet's bases, and what to change."""
     if functions.head_features and max(functions.num_bases.values()) > 1:
-        collapse = coefficients.collapse(summary["coefficient_entropy"], summary["coefficient_information"])
-        if collapse:
+        entropy, information = summary["coefficient_entropy"], summary["coefficient_information"]
+        if collapse := coefficients.collapse(entropy, information, top_k):
             logging.warning(collapse)
 
 

@@ -1,9 +1,10 @@
-"""Losses of the two heads."""
+"""Losses of the two heads and of the balance of bases."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from basisnet_jax import coefficients
 from basisnet_jax.basisnet import Outputs
 
 
@@ -28,7 +29,12 @@ def distilled(logits: jax.Array, targets: jax.Array, taught: jax.Array, fields) 
 
 
 def loss(
-    outputs: Outputs | jax.Array, labels: jax.Array, *, preview_weight: float = 1.0, label_smoothing: float = 0.0
+    outputs: Outputs | jax.Array,
+    labels: jax.Array,
+    *,
+    preview_weight: float = 1.0,
+    balance_weight: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> jax.Array:
     """The loss of a model's outputs, for a training loop of one's own: the mean over the batch, a scalar.
 
@@ -36,6 +42,7 @@ def loss(
       outputs: of a `BasisNet` or any other model: an `Outputs`, or logits [B, classes].
       labels: integers [B].
       preview_weight: of the preview's cross-entropy; the final answer's has the weight 1.
+      balance_weight: of `coefficients.imbalance`, which keeps every basis in use; meant for a model with `top_k`.
       label_smoothing: share of each label that is spread over all classes.
 
     Example:
@@ -44,17 +51,25 @@ def loss(
     """
     outputs = outputs if isinstance(outputs, Outputs) else Outputs(outputs)
     wanted = targets(labels, outputs.logits.shape[-1], label_smoothing)
-    final = jnp.mean(cross_entropy(outputs.logits, wanted))
-    if outputs.preview_logits is None:
-        return final
-    return final + preview_weight * jnp.mean(cross_entropy(outputs.preview_logits, wanted))
+    total = jnp.mean(cross_entropy(outputs.logits, wanted))
+    if outputs.preview_logits is not None:
+        total += preview_weight * jnp.mean(cross_entropy(outputs.preview_logits, wanted))
+    if balance_weight and outputs.coefficients is not None:
+        total += balance_weight * coefficients.imbalance(outputs.coefficients)
+    return total
 
 
 def joint(
-    outputs: Outputs, targets: jax.Array, taught: jax.Array | None, preview_weight: float, distillation
+    outputs: Outputs,
+    targets: jax.Array,
+    taught: jax.Array | None,
+    preview_weight: float,
+    distillation,
+    balance_weight: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of the final head + preview_weight * that of the preview, mean over the batch, and both by name.
 
+    With a `balance_weight`, that times `coefficients.imbalance` of the batch is added, for a model that has bases.
     `taught`, [B, classes], is the teacher's distribution, if there is one; `distillation` is the config's section.
     Joint training of both stages is the paper's; the weight (lambda) is our assumption.
     """
@@ -64,8 +79,12 @@ def joint(
             return jnp.mean(cross_entropy(logits, targets))
         return jnp.mean(distilled(logits, targets, taught, distillation))
 
-    final = loss(outputs.logits, "final")
-    if outputs.preview_logits is None:
-        return final, {"final_loss": final}
-    preview = loss(outputs.preview_logits, "preview")
-    return final + preview_weight * preview, {"final_loss": final, "preview_loss": preview}
+    total = final = loss(outputs.logits, "final")
+    parts = {"final_loss": final}
+    if outputs.preview_logits is not None:
+        parts["preview_loss"] = loss(outputs.preview_logits, "preview")
+        total += preview_weight * parts["preview_loss"]
+    if balance_weight and outputs.coefficients is not None:
+        parts["balance_loss"] = coefficients.imbalance(outputs.coefficients)
+        total += balance_weight * parts["balance_loss"]
+    return total, parts

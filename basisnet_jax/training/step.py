@@ -130,7 +130,12 @@ def make_train_step(
             with reduced_in(config.reduce_dtype):
                 outputs, batch_stats = functions.train(params, state.batch_stats, images, key, annealed)
             loss, parts = losses.joint(
-                outputs, examples["targets"], examples.get("taught"), config.preview_loss_weight, config.distillation
+                outputs,
+                examples["targets"],
+                examples.get("taught"),
+                config.preview_loss_weight,
+                config.distillation,
+                config.balance_loss_weight,
             )
             return loss, (batch_stats, {"loss": loss, **parts, **measured(outputs, examples)})
 

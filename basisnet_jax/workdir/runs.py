@@ -244,20 +244,21 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     path = os.path.join(workdir, "config.json")
     try:
         with files.reading(path) as file:
-            defaults = over(json.loads(default.get_config().to_json()), BEFORE)
-            given = json.load(file)
-            sections = [name for name, value in defaults.items() if isinstance(value, dict)]
-            if not isinstance(given, dict) or not all(isinstance(given.get(name, {}), dict) for name in sections):
-                raise ValueError("it holds no config")
-            whole = over(defaults, given)
-            for section in ranges.SECTIONS:  # of a network of one's own the defaults are not
-                if ranges.is_own(given.get(section, {}).get("name")):
-                    whole[section] = given[section]
-            return ml_collections.ConfigDict(paths.with_absolute(whole))
+            return ml_collections.ConfigDict(paths.with_absolute(whole(json.load(file))))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is not a workdir of `basisnet train`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def whole(given: dict) -> dict:
+    """A config that was written to a file, with the fields that did not exist then; they do what was done then."""
+    defaults = over(json.loads(default.get_config().to_json()), BEFORE)
+    sections = [name for name, value in defaults.items() if isinstance(value, dict)]
+    if not isinstance(given, dict) or not all(isinstance(given.get(name, {}), dict) for name in sections):
+        raise ValueError("it holds no config")
+    own = [name for name in ranges.SECTIONS if ranges.is_own(given.get(name, {}).get("name"))]  # they have no defaults
+    return {**over(defaults, given), **{name: given[name] for name in own}}
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ BAD = [
     ("basis.init=zeros",),
     ("coefficients.activation=relu",),
     ("coefficients.temperature=0",),
+    *((f"coefficients.top_k={value}",) for value in (-1, 99)),
     ("coefficients.annealing_epochs=-1",),
     ("coefficients.dropout=1",),
     ("coefficients.dropout_per=layer",),
@@ -82,6 +83,7 @@ BAD = [
     ("distillation.temperature=0",),
     ("distillation.heads=last",),
     ("preview_loss_weight=-1",),
+    ("balance_loss_weight=-0.1",),
     ("label_smoothing=2",),
     ("optimizer.name=sgd",),
     ("optimizer.learning_rate=-0.1",),
@@ -225,6 +227,7 @@ def test_python_calls_check_too():
         ({"num_steps": 2.5}, "num_steps=2.5, expected"),
         ({"num_steps": 1, "validate_every": 0}, "validate_every=0, expected"),
         ({"num_steps": 1, "learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"num_steps": 1, "balance_weight": -1.0}, "balance_loss_weight=-1.0"),
         ({"num_steps": 1, "log_every": 0}, "log_every=0, expected"),
         ({"num_steps": 1, "max_drop": float("nan")}, "max_drop=nan"),
     ]:

@@ -105,6 +105,30 @@ def test_joint_loss_is_the_weighted_sum():
     alone, parts = losses.joint(Outputs(outputs.logits), losses.targets(labels, 4, 0.1), None, 1.0, None)
     np.testing.assert_allclose(alone, final, rtol=1e-5)
     assert set(parts) == {"final_loss"}
+    uneven = outputs._replace(coefficients=jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]]))  # usage of 1.5 and 0.5
+    balanced, parts = losses.joint(uneven, losses.targets(labels, 4, 0.1), None, 0.3, None, 0.2)
+    np.testing.assert_allclose(balanced, loss + 0.2 * 0.25, rtol=1e-5)
+    np.testing.assert_allclose(parts["balance_loss"], 0.25, rtol=1e-5)
+    smoothed = losses.loss(uneven, labels, preview_weight=0.3, balance_weight=0.2, label_smoothing=0.1)
+    np.testing.assert_allclose(smoothed, balanced, rtol=1e-5)
+    without, parts = losses.joint(uneven, losses.targets(labels, 4, 0.1), None, 0.3, None)
+    assert without == loss and "balance_loss" not in parts
+
+
+def test_a_step_with_top_k_balances_the_bases(tiny):
+    config = tiny(balance_loss_weight=1.5, **{"coefficients.top_k": 2})
+    functions = models.functional(models.create(config))
+    tx = optax.sgd(0.03)
+    step = jax.jit(make_train_step(config, functions, tx))
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 1), np.uint8)
+    batch = {"image": images, "label": np.arange(32) % 10}
+    state, logged = create_state(functions.params, functions.batch_stats, tx), []
+    for _ in range(10):
+        state, metrics = step(state, batch, jax.random.key(0))
+        parts = metrics["final_loss"] + metrics["preview_loss"] + 1.5 * metrics["balance_loss"]
+        np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-5)
+        logged.append(float(metrics["balance_loss"]))
+    assert logged[-1] < 0.5 * logged[0], logged
 
 
 @pytest.mark.slow
