@@ -90,8 +90,13 @@ def test_every_config_is_tested():
     assert names == {name for name, _ in PINNED} == {name for name, _ in STEPS}
 
 
+def is_quick(name, arg):
+    return not arg and name in ("imagenet_basisnet_mv3", "digits", "fashion_mnist", "glyphs", "folder")
+
+
 @pytest.mark.parametrize(
-    ("name", "arg"), [pytest.param(name, arg, marks=[pytest.mark.slow] if arg else []) for name, arg in PINNED]
+    ("name", "arg"),
+    [pytest.param(name, arg, marks=[] if is_quick(name, arg) else [pytest.mark.slow]) for name, arg in PINNED],
 )
 def test_parameters_and_multiply_adds(name, arg):
     config = get_config(name, arg)

@@ -232,6 +232,7 @@ def test_bases_that_are_stored_for_one_scale_are_the_same(config, images):
 
 
 @needs_extra
+@pytest.mark.slow
 def test_the_onnx_model_skips_the_specialist(exported, images, tmp_path):
     """By onnxruntime's own profile of what ran."""
     import onnxruntime
