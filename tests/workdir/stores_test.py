@@ -168,11 +168,12 @@ VERBS = [
 
 @pytest.fixture
 def somewhere(monkeypatch, tmp_path, data_dir, tiny, capsys):
+    """`somewhere(argv)`: the command with prepared data, in an empty folder but for a.png."""
     pipeline.open(tiny(data_dir=data_dir))
     capsys.readouterr()  # that it prepares the data is told
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
     (tmp_path / "a.png").write_bytes(b"")
+    return lambda argv: [*argv, f"--config.data_dir={data_dir}"] if argv[0] == "train" else argv
 
 
 def named(argv):
@@ -184,7 +185,7 @@ def named(argv):
 def test_a_missing_package_is_named(refused, somewhere, monkeypatch, argv):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     stores.connect.cache_clear()
-    assert refused(*argv) == "gs://bucket needs gcsfs: pip install 'basisnet_jax[gcs]'"
+    assert refused(*somewhere(argv)) == "gs://bucket needs gcsfs: pip install 'basisnet_jax[gcs]'"
     assert os.listdir() == ["a.png"]
 
 
@@ -192,7 +193,7 @@ def test_a_missing_package_is_named(refused, somewhere, monkeypatch, argv):
 @pytest.mark.parametrize("argv", VERBS[:9], ids=named)
 def test_where_there_is_no_run(refused, somewhere, bucket, argv):
     bucket.read_only = True
-    told = refused(*argv)
+    told = refused(*somewhere(argv))
     if argv == VERBS[0]:
         assert told.startswith(f"workdir {RUN} cannot be written: Forbidden") and "storage.objects.create" in told
     else:
@@ -208,7 +209,7 @@ def test_load_takes_places_that_can_be_read():
 @pytest.mark.end_to_end
 def test_a_killed_run_goes_on_and_ends_as_one_on_this_machine(bucket, somewhere, tmp_path, capsys):
     """And all that reads a run reads it."""
-    train = ["train", "--config=digits:bases=2,width=0.1", "--config.num_epochs=2"]
+    train = somewhere(["train", "--config=digits:bases=2,width=0.1", "--config.num_epochs=2"])
     train += ["--config.checkpoint_every_steps=5", "--config.log_every_steps=5"]
     for field in ("num_stages=1", "stage_strides=2,", "head_features=12"):
         train += [f"--config.network.{field}", f"--config.preview.{field}"]
