@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from basisnet_jax.errors import UserError
-from basisnet_jax.plan.machine import Chip, Machine, TooLarge, memory
+from basisnet_jax.plan.machine import Chip, Machine, fitting
 
 PLUGIN = "jax-cuda13-plugin"
 
@@ -112,9 +112,7 @@ def compile(lowered: jax.stages.Lowered, chip: Chip) -> jax.stages.Compiled:
         compiled = lowered.compile()
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", cached)
-    if (needed := sum(memory(compiled).values())) > chip.available:
-        raise TooLarge(needed, chip.available)
-    return compiled
+    return fitting(compiled, chip)
 
 
 def target_config(name: str) -> str:

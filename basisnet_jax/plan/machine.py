@@ -39,3 +39,10 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
         "temporaries": sizes.temp_size_in_bytes,
         "code": sizes.generated_code_size_in_bytes,
     }
+
+
+def fitting(compiled: jax.stages.Compiled, chip: Chip) -> jax.stages.Compiled:
+    """The program, if a device has the memory for it; else raises `TooLarge`."""
+    if (needed := sum(memory(compiled).values())) > chip.available:
+        raise TooLarge(needed, chip.available)
+    return compiled

@@ -9,7 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from basisnet_jax.errors import UserError
-from basisnet_jax.plan.machine import Chip, Machine, TooLarge
+from basisnet_jax.plan.machine import Chip, Machine, TooLarge, fitting
 
 # FLOPs and bytes a second, and GiB: "Peak compute per chip (bf16)", "HBM bandwidth per chip" and "HBM capacity per
 # chip" of Google Cloud's documentation of each version (Cloud TPU, "TPU architecture": v4, v5e, v5p and v6e pages).
@@ -69,9 +69,12 @@ def find_machine(topology: str) -> Machine:
 
 
 def compile(lowered: jax.stages.Lowered, chip: Chip) -> jax.stages.Compiled:
-    """The program of one device. The compiler itself refuses one that is too large, which raises `TooLarge`."""
+    """The program of one device. What is too large raises `TooLarge`.
+
+    The compiler itself refuses most of that. It has accepted programs whose memory adds up to more than there is.
+    """
     try:
-        return lowered.compile(COMPILER_OPTIONS)
+        return fitting(lowered.compile(COMPILER_OPTIONS), chip)
     except jax.errors.JaxRuntimeError as error:
         if not (needs := memory_needed(str(error))):
             raise
