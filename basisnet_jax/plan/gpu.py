@@ -49,10 +49,7 @@ SHAPES = "h100:8, or h100:8x4 for 4 hosts of 8"
 # JAX takes this share of a card's memory when it starts, and a program has no more, unless the environment's
 # XLA_CLIENT_MEM_FRACTION says otherwise ("GPU memory allocation" in JAX's documentation).
 SHARE = 0.75
-FRACTIONS = (
-    "XLA_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",
-)  # of the environment; the second is the old name
+FRACTIONS = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # today's name, and the older one
 
 # What neither the compiler nor the figures above tell.
 UNKNOWN = (

@@ -232,9 +232,12 @@ def told_when_full(workdir: str) -> Iterator[None]:
     except Exception as error:
         if (reason := files.full_disk(error) or files.refused_by_store(error)) is None:
             raise
-        step = None if files.is_remote(workdir) else checkpoint.newest(workdir)
-        saved = "no checkpoint was saved yet" if step is None else f"the checkpoint of step {step} is whole"
-        saved = "what was saved is there" if files.is_remote(workdir) else saved
+        if files.is_remote(workdir):  # which may not answer now
+            saved = "what was saved is there"
+        elif (step := checkpoint.newest(workdir)) is None:
+            saved = "no checkpoint was saved yet"
+        else:
+            saved = f"the checkpoint of step {step} is whole"
         message = f"workdir {workdir} cannot be written: {reason}; {saved}, and the same command goes on from there"
         raise UserError(message) from error
 

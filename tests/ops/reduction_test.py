@@ -9,7 +9,9 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 from basisnet_jax import basis, layers, reduced
+from basisnet_jax.errors import UserError
 from basisnet_jax.ops import reduction
+from basisnet_jax.training.step import build_step
 
 
 class Network(nnx.Module):
@@ -90,3 +92,11 @@ def test_a_copy_for_training_leaves_the_model_as_it_was():
         nnx.to_pure_dict(nnx.state(model))
     )
     assert layers.is_plain(model.head, nnx.Linear)
+
+
+def test_a_pass_that_the_devices_cannot_share_is_refused(tiny):
+    """`by_device` would leave it, and its gradients would be summed in bfloat16."""
+    config = tiny(batch_size=96, accumulate=4, dtype="bfloat16")
+    mesh = AbstractMesh((16, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(UserError, match="accumulate=4 leaves 24 images for a pass, which the 16 devices cannot share"):
+        build_step(config, None, 1, mesh)

@@ -72,7 +72,7 @@ def test_too_much_memory():
 @compiled
 @pytest.mark.parametrize(("topology", "devices", "hosts"), [("a100:1", 1, 1), ("h200:8", 8, 1), ("b200:4x2", 8, 2)])
 def test_the_compiler_takes_every_card(topology, devices, hosts, monkeypatch):
-    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     found = gpu.find_machine(topology)
     assert found.platform == "gpu" and len(found.devices) == devices
     assert len({device.process_index for device in found.devices}) == hosts

@@ -79,6 +79,15 @@ def test_what_the_store_refuses_is_an_error_of_a_file_system(bucket):
     assert files.unwritable("gs://other/run") == "there is no such bucket"
 
 
+def test_a_store_that_refuses_ends_a_run_in_one_line(bucket):
+    bucket.read_only = True
+    told = (
+        f"workdir {RUN} cannot be written: .*no storage.objects.create access.*; what was saved is there"
+    )
+    with pytest.raises(UserError, match=told), runs.told_when_full(RUN):
+        files.append(f"{RUN}/metrics.jsonl", "{}")
+
+
 def test_one_run_at_a_time(bucket):
     with runs.locked(RUN):
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on .*; if that has ended, remove {RUN}/"):
