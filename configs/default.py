@@ -80,9 +80,8 @@ def get_config(arg=""):
     config.coefficients.activation = "softmax"  # or "sigmoid"
     config.coefficients.temperature = 1.0
     config.coefficients.shared = False  # one vector for all layers
-    # Each layer mixes only so many bases, those with the largest coefficients, renormalised; 0: all. A small
-    # balance_loss_weight keeps all bases in use. With 1 and softmax the one coefficient is always 1, so the
-    # coefficient head gets no gradient.
+    # Each layer mixes only so many bases, those with the largest coefficients, renormalised; 0: all. With 1 and softmax
+    # the one coefficient is always 1, so the coefficient head gets no gradient.
     config.coefficients.top_k = 0
     # Training only. The temperature falls linearly from `initial_temperature`, in `annealing_epochs`; 0: constant.
     config.coefficients.initial_temperature = 30.0
@@ -119,7 +118,7 @@ def get_config(arg=""):
     config.batch_size = 4096  # of all devices together, as is eval_batch_size
     config.eval_batch_size = 4096
     config.preview_loss_weight = 1.0  # lambda in CE(final) + lambda * CE(preview)
-    config.balance_loss_weight = 0.0  # of a loss that keeps every basis in use: Shazeer et al. 2017, arXiv 1701.06538
+    config.balance_loss_weight = 0.0  # of a loss against uneven use of bases: Shazeer et al. 2017, arXiv 1701.06538
     config.label_smoothing = 0.1
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "rmsprop"  # or "adamw"

@@ -42,7 +42,7 @@ def loss(
       outputs: of a `BasisNet` or any other model: an `Outputs`, or logits [B, classes].
       labels: integers [B].
       preview_weight: of the preview's cross-entropy; the final answer's has the weight 1.
-      balance_weight: of `coefficients.imbalance`, which keeps every basis in use; meant for a model with `top_k`.
+      balance_weight: of `coefficients.imbalance`, a loss against uneven use of bases; meant for a model with `top_k`.
       label_smoothing: share of each label that is spread over all classes.
 
     Example:
@@ -51,11 +51,7 @@ def loss(
     """
     outputs = outputs if isinstance(outputs, Outputs) else Outputs(outputs)
     wanted = targets(labels, outputs.logits.shape[-1], label_smoothing)
-    total = jnp.mean(cross_entropy(outputs.logits, wanted))
-    if outputs.preview_logits is not None:
-        total += preview_weight * jnp.mean(cross_entropy(outputs.preview_logits, wanted))
-    if balance_weight and outputs.coefficients is not None:
-        total += balance_weight * coefficients.imbalance(outputs.coefficients)
+    total, _ = joint(outputs, wanted, None, preview_weight, None, balance_weight)
     return total
 
 

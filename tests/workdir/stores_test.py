@@ -81,9 +81,7 @@ def test_what_the_store_refuses_is_an_error_of_a_file_system(bucket):
 
 def test_a_store_that_refuses_ends_a_run_in_one_line(bucket):
     bucket.read_only = True
-    told = (
-        f"workdir {RUN} cannot be written: .*no storage.objects.create access.*; what was saved is there"
-    )
+    told = f"workdir {RUN} cannot be written: .*no storage.objects.create access.*; what was saved is there"
     with pytest.raises(UserError, match=told), runs.told_when_full(RUN):
         files.append(f"{RUN}/metrics.jsonl", "{}")
 
